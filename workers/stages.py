@@ -1,0 +1,193 @@
+"""The steps of a job that run in the sandbox: what each is told and what it answers. No library is imported here.
+
+A stage is a function `run(spec, scratch, progress) -> result` in the module that `STAGES` names. Paths in a spec or a
+result are relative to the scratch folder. What a stage answers is a claim by a process that may have run hostile
+code: the job checks it before it uses it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from app.domain.datasets import ArraySpec, DatasetFormat
+from app.domain.models import ModelFormat
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.recipes import Recipe
+from app.domain.reports import Accuracy, ConversionCheck, Environment, Fidelity, Kernels, Latency, Memory
+from app.domain.tensors import Signature
+from app.domain.variants import Execution
+
+Progress = Callable[[float, str], None]
+"""Called by a stage with the share done, 0 to 1, and a few words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertSpec:
+    """Read an upload of any format and write `out/float32.onnx`. The only stage that may execute what was uploaded.
+
+    Attributes:
+        upload: path of the upload.
+        rows: how many random rows to record the original's answers on.
+    """
+
+    upload: str
+    rows: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertResult:
+    """
+    Attributes:
+        artifact: the float32 ONNX, one file, symbolic batch axis where possible.
+        samples: `.npz` with `input:<name>` and `output:<name>` arrays: random input, the original's answers.
+        original: what answered, such as `torch 2.13.0`.
+    """
+
+    format: ModelFormat
+    artifact: str
+    samples: str
+    original: str
+    original_batch: int | None
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySpec:
+    """Check the float32 artifact in a process that has run nothing uploaded, against the recorded answers."""
+
+    artifact: str
+    samples: str
+    original: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """The signature as the ONNX graph itself declares it, and how far its answers are from the original's."""
+
+    signature: Signature
+    parameters: int
+    conversion: ConversionCheck
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeSpec:
+    """Read a dataset upload once, as a stream, and check every row."""
+
+    upload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeResult:
+    format: DatasetFormat
+    rows: int
+    arrays: tuple[ArraySpec, ...]
+    labelled: bool
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSource:
+    """Rows of a dataset, ready to become a model's input.
+
+    Attributes:
+        path: the dataset's file.
+        rows: which rows, ascending.
+    """
+
+    path: str
+    format: DatasetFormat
+    rows: tuple[int, ...]
+    preprocessing: ImagePreprocessing | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformSpec:
+    """Make the variant's graph, `out/variant.onnx`, from the float32 artifact. Cast needs no calibration."""
+
+    artifact: str
+    signature: Signature
+    recipe: Recipe
+    calibration: RowSource | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformResult:
+    artifact: str
+    execution: Execution
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """One runnable form to measure: `name` is `float32`, `bfloat16` or the variant's."""
+
+    name: str
+    artifact: str
+    execution: Execution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSpec:
+    """Answer the evaluation rows with every form; the first is float32, the last is the variant."""
+
+    forms: tuple[Form, ...]
+    signature: Signature
+    evaluation: RowSource
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreResult:
+    accuracy: Accuracy | None
+    fidelity: dict[str, Fidelity]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSpec:
+    """Time every form, interleaved in one process, and read which kernels ran."""
+
+    forms: tuple[Form, ...]
+    signature: Signature
+    runs: int = 200
+    batch_size: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeResult:
+    latency: dict[str, Latency]
+    kernels: dict[str, Kernels]
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeighSpec:
+    """Load one form in a process of its own and read that process's memory."""
+
+    form: Form
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeighResult:
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One line of the table: where the function is, and the records it takes and gives."""
+
+    function: str
+    spec: type[Any]
+    result: type[Any]
+
+
+STAGES: dict[str, Stage] = {
+    "convert": Stage(function="workers.formats:convert", spec=ConvertSpec, result=ConvertResult),
+    "verify": Stage(function="workers.measure.conversion:verify", spec=VerifySpec, result=VerifyResult),
+    "describe": Stage(function="workers.data.describe:describe", spec=DescribeSpec, result=DescribeResult),
+    "transform": Stage(function="workers.toolchains:transform", spec=TransformSpec, result=TransformResult),
+    "score": Stage(function="workers.measure.score:score", spec=ScoreSpec, result=ScoreResult),
+    "time": Stage(function="workers.measure.timing:measure", spec=TimeSpec, result=TimeResult),
+    "weigh": Stage(function="workers.measure.memory:weigh", spec=WeighSpec, result=WeighResult),
+}
