@@ -1,0 +1,51 @@
+"""What routes are given: the services, built once by `app.bootstrap` and kept on the application."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from app.catalogue.history import JobHistory
+from app.catalogue.routing import Routing
+from app.catalogue.shelf import Shelf
+from app.catalogue.store import Store
+from app.catalogue.variants import Variants
+from app.domain.datasets import DatasetManifest
+from app.domain.models import ModelManifest
+from app.jobs.live import LiveJobs
+from app.jobs.queue import JobQueue
+from app.serving.pool import RunnerPool
+from app.telemetry.instruments import Instruments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """How large a request may be."""
+
+    max_upload_bytes: int
+    max_predict_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a route may call."""
+
+    store: Store
+    models: Shelf[ModelManifest]
+    datasets: Shelf[DatasetManifest]
+    variants: Variants
+    routing: Routing
+    history: JobHistory
+    live: LiveJobs
+    queue: JobQueue
+    pool: RunnerPool
+    instruments: Instruments
+    limits: RequestLimits
+
+
+def services_of(request: Request) -> Services:
+    """Return the application's services."""
+    return cast(Services, request.app.state.services)
+
+
+Served = Annotated[Services, Depends(services_of)]

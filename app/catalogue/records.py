@@ -1,0 +1,36 @@
+"""Records as JSON and back. Reading one runs its own checks, so what comes out is valid."""
+
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.domain.errors import StoreUnavailable
+
+Record = TypeVar("Record")
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(record: type[Any]) -> TypeAdapter[Any]:
+    if record not in _adapters:
+        _adapters[record] = TypeAdapter(record)
+    return _adapters[record]
+
+
+def to_json(record: object) -> bytes:
+    """Write a record as JSON."""
+    return _adapter(type(record)).dump_json(record)
+
+
+def from_json(record: type[Record], data: bytes) -> Record:
+    """Read a record.
+
+    Raises:
+        StoreUnavailable: the bytes are not such a record.
+    """
+    try:
+        made: Record = _adapter(record).validate_json(data)
+    except ValidationError as error:
+        raise StoreUnavailable(f"A stored {record.__name__} cannot be read: restore it from a backup.") from error
+    return made

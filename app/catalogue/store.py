@@ -1,0 +1,176 @@
+"""The store: a folder or a bucket behind `obstore`, with Octet's errors. Knows paths and bytes, no records."""
+
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, S3Store
+
+from app.domain.errors import StoreFull, StoreUnavailable, UploadTooLarge
+
+CHUNK_BYTES = 4 * 2**20
+
+
+class S3Options(Protocol):
+    """Where an S3-compatible store is and how to enter it."""
+
+    endpoint_url: str | None
+    region: str
+    access_key_id: str | None
+    secret_access_key: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a stream turned out to be: its bytes and their SHA-256 in hex."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Store:
+    """Immutable objects under `/`-separated paths.
+
+    Every method raises `StoreUnavailable` when the store does not answer and `StoreFull` when it has no room.
+    """
+
+    def __init__(self, backend: LocalStore | S3Store) -> None:
+        self._backend = backend
+
+    async def read(self, path: str) -> bytes | None:
+        """Return an object's bytes, or None if there is none."""
+        with _translated():
+            try:
+                answer = await obstore.get_async(self._backend, path)
+            except FileNotFoundError:
+                return None
+            return bytes(await answer.bytes_async())
+
+    async def create(self, path: str, data: bytes) -> bool:
+        """Write an object that must not exist yet; return False if it does."""
+        with _translated():
+            try:
+                await obstore.put_async(self._backend, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    async def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below `prefix`."""
+        with _translated():
+            listing = await obstore.list_with_delimiter_async(self._backend, f"{prefix}/")
+        return [path.rsplit("/", 1)[-1] for path in listing["common_prefixes"]]
+
+    async def files(self, prefix: str) -> list[str]:
+        """Return the names of the objects directly below `prefix`."""
+        with _translated():
+            listing = await obstore.list_with_delimiter_async(self._backend, f"{prefix}/")
+        return [str(item["path"]).rsplit("/", 1)[-1] for item in listing["objects"]]
+
+    async def write(self, path: str, chunks: AsyncIterable[bytes], *, limit: int | None = None) -> Written:
+        """Stream an object in, hashing on the way, in memory that does not grow with its size.
+
+        Raises:
+            UploadTooLarge: more than `limit` bytes came. Nothing is left behind, as after any other error.
+        """
+        digest, size = hashlib.sha256(), 0
+        with _translated():
+            async with obstore.open_writer_async(
+                self._backend, path, buffer_size=CHUNK_BYTES, max_concurrency=2
+            ) as writer:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if limit is not None and size > limit:
+                        raise UploadTooLarge(f"The upload is larger than {limit} bytes, the limit (max_upload_bytes).")
+                    digest.update(chunk)
+                    await writer.write(chunk)
+        return Written(size_bytes=size, sha256=digest.hexdigest())
+
+    async def write_file(self, path: str, file: Path) -> Written:
+        """Stream a local file in."""
+        return await self.write(path, _chunks_of(file))
+
+    async def stream(self, path: str, *, start: int = 0, end: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from `start` up to, not including, `end`."""
+        with _translated():
+            answer = await obstore.get_async(self._backend, path, options={"range": (start, end)})
+            async for chunk in answer.stream(min_chunk_size=2**20):
+                yield bytes(chunk)
+
+    async def fetch(self, path: str, to: Path) -> Written:
+        """Copy an object into a local file; return what was read.
+
+        Raises:
+            StoreUnavailable: also when the object is missing, which its record says it is not.
+        """
+        digest, size = hashlib.sha256(), 0
+        with _translated(), to.open("wb") as file:
+            try:
+                answer = await obstore.get_async(self._backend, path)
+            except FileNotFoundError as error:
+                raise StoreUnavailable(f"The store has lost {path!r}: restore it from a backup.") from error
+            async for chunk in answer.stream(min_chunk_size=2**20):
+                digest.update(chunk)
+                size += file.write(chunk)
+        return Written(size_bytes=size, sha256=digest.hexdigest())
+
+    async def delete(self, prefix: str) -> None:
+        """Delete every object below `prefix`."""
+        with _translated():
+            async for batch in obstore.list(self._backend, f"{prefix}/"):
+                await obstore.delete_async(self._backend, [item["path"] for item in batch])
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable unless the store answers."""
+        with _translated():
+            await obstore.list_with_delimiter_async(self._backend, "models/")
+
+
+def open_store(url: str, *, s3: S3Options | None = None) -> Store:
+    """Open `s3://bucket/prefix`, or a folder, which is made if it is missing."""
+    if not url.startswith("s3://"):
+        with _translated():
+            return Store(LocalStore(prefix=Path(url).absolute(), automatic_cleanup=True, mkdir=True))
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    chosen: dict[str, str] = {}
+    if s3 is not None:
+        named = {
+            "endpoint": s3.endpoint_url,
+            "region": s3.region,
+            "access_key_id": s3.access_key_id,
+            "secret_access_key": s3.secret_access_key,
+        }
+        chosen = {key: value for key, value in named.items() if value is not None}
+    plain_http = chosen.get("endpoint", "").startswith("http://")
+    backend = S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options={"allow_http": plain_http},
+        **chosen,  # type: ignore[arg-type]
+    )
+    return Store(backend)
+
+
+async def _chunks_of(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the library's errors into ours. It reports a full disk only in its text."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        text = str(error)
+        if "No space left" in text or "os error 28" in text or "StorageFull" in text:
+            raise StoreFull("The store has no room left: free some space or delete old versions.") from error
+        raise StoreUnavailable(
+            "The store does not answer: try again, and look at its health if it stays so."
+        ) from error

@@ -1,0 +1,128 @@
+"""Published variants of a model: artifact, report and, written last, the record that makes them visible."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from app.catalogue.records import from_json, to_json
+from app.catalogue.store import Store
+from app.domain.errors import NameTaken, ReportNotFound, StoreUnavailable, VariantNotFound
+from app.domain.reports import Report
+from app.domain.variants import Variant
+
+
+class Variants:
+    """The variants of every version of every model."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[tuple[str, int, str], Variant] = {}
+
+    def folder(self, model: str, version: int, name: str) -> str:
+        """Return the path of one variant."""
+        return f"models/{model}/{version}/variants/{name}"
+
+    def artifact_path(self, variant: Variant) -> str:
+        """Return the store path of a variant's artifact."""
+        return f"{self.folder(variant.model, variant.version, variant.name)}/{variant.artifact.file}"
+
+    async def publish(self, variant: Variant, *, artifact: Path, report: Report) -> Variant:
+        """Write the files, then the record. Publishing again for the same job changes nothing.
+
+        The artifact's and the report's names hold the artifact's SHA-256, so that two writers of one name cannot mix
+        their files; the record, written create-only, decides.
+
+        Raises:
+            NameTaken: another job has published a variant of this name.
+        """
+        folder = self.folder(variant.model, variant.version, variant.name)
+        await self._store.write_file(f"{folder}/{variant.artifact.file}", artifact)
+        await self._store.create(f"{folder}/{_report_file(variant)}", to_json(report))
+        if await self._store.create(f"{folder}/variant.json", to_json(variant)):
+            return variant
+        published = await self.get(variant.model, variant.version, variant.name)
+        if published.job != variant.job:
+            raise NameTaken(
+                f"{variant.model}:{variant.version} already has a variant {variant.name!r}: choose another."
+            )
+        return published
+
+    async def publish_numbered(self, variant: Variant, *, artifact: Path, report: Report) -> Variant:
+        """Publish under the variant's name, or with `-2`, `-3`, … behind it when that is taken."""
+        number, named = 1, variant
+        while True:
+            try:
+                return await self.publish(named, artifact=artifact, report=replace(report, variant=named.name))
+            except NameTaken:
+                number += 1
+                named = replace(variant, name=f"{variant.name}-{number}")
+
+    async def get(self, model: str, version: int, name: str) -> Variant:
+        """Return one variant.
+
+        Raises:
+            VariantNotFound: there is none.
+        """
+        key = (model, version, name)
+        if key not in self._known:
+            data = await self._store.read(f"{self.folder(*key)}/variant.json")
+            if data is None:
+                raise VariantNotFound(
+                    f"{model}:{version} has no variant {name!r}: "
+                    f"list them at /v1/models/{model}:{version}/variants, or quantize the model."
+                )
+            self._known[key] = from_json(Variant, data)
+        return self._known[key]
+
+    async def list(self, model: str, version: int) -> list[Variant]:
+        """Return every published variant of a version, oldest first."""
+        names = await self._store.folders(f"models/{model}/{version}/variants")
+        found: list[Variant] = []
+        for name in names:
+            try:
+                found.append(await self.get(model, version, name))
+            except VariantNotFound:  # being written, or left by a writer that lost
+                continue
+        return sorted(found, key=lambda variant: variant.created_at)
+
+    async def report(self, variant: Variant) -> Report:
+        """Return what was measured about a variant."""
+        folder = self.folder(variant.model, variant.version, variant.name)
+        data = await self._store.read(f"{folder}/{_report_file(variant)}")
+        if data is None:
+            raise ReportNotFound(f"The report of {variant.model}:{variant.version}@{variant.name} is gone.")
+        return from_json(Report, data)
+
+
+def _report_file(variant: Variant) -> str:
+    return f"{variant.artifact.sha256[:16]}.report.json"
+
+
+class ArtifactCache:
+    """Local copies of artifacts for runners to load, each checked against its SHA-256 when it is made."""
+
+    def __init__(self, store: Store, variants: Variants, *, folder: Path) -> None:
+        self._store = store
+        self._variants = variants
+        self._folder = folder
+
+    async def fetch(self, variant: Variant) -> Path:
+        """Return a local file with the variant's artifact.
+
+        Raises:
+            StoreUnavailable: the store's copy is not what was published.
+        """
+        kept = self._folder / f"{variant.artifact.sha256}.onnx"
+        if kept.exists():
+            return kept
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = self._folder / f".{variant.artifact.sha256}.{id(variant)}"
+        try:
+            written = await self._store.fetch(self._variants.artifact_path(variant), fresh)
+            if written.sha256 != variant.artifact.sha256:
+                raise StoreUnavailable(
+                    f"The artifact of {variant.model}:{variant.version}@{variant.name} is damaged in the store: "
+                    "its SHA-256 is not the published one."
+                )
+            return fresh.replace(kept)
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Prometheus instruments and logging. Measures; decides nothing."""

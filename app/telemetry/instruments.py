@@ -1,0 +1,93 @@
+"""Octet's Prometheus instruments; docs/metrics.md is their list. Made once per process, never on import.
+
+With `PROMETHEUS_MULTIPROC_DIR` set before the start, every process of a machine writes its values into that folder and
+`/metrics` adds them up; that is how several gateway processes and a worker show one registry.
+"""
+
+import os
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+JOB_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_VARIANT = ("model", "version", "variant")
+
+
+class Instruments:
+    """The values one process observes.
+
+    Args:
+        version: of Octet, for `octet_build_info`.
+    """
+
+    def __init__(self, *, version: str) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._collectors: list[Collector] = []
+
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        self.request_duration = histogram(
+            "octet_request_duration_seconds", "A prediction, whole.", (*_VARIANT, "outcome"), SECONDS
+        )
+        self.queue_duration = histogram(
+            "octet_queue_duration_seconds", "Sent to a runner until it computes.", _VARIANT, SECONDS
+        )
+        self.compute_duration = histogram("octet_compute_duration_seconds", "Inside the engine.", _VARIANT, SECONDS)
+        self.batch_size = histogram("octet_batch_size", "Rows per run of the engine.", _VARIANT, ROWS)
+        self.job_duration = histogram(
+            "octet_job_duration_seconds", "One attempt at a job.", ("kind", "outcome"), JOB_SECONDS
+        )
+        self.http_requests = counter("octet_http_requests", "HTTP requests.", ("route", "method", "status"))
+        self.runner_restarts = counter("octet_runner_restarts", "Runners that died and were started again.", _VARIANT)
+        self.request_retries = counter("octet_request_retries", "Requests sent again after a runner died.", _VARIANT)
+        self.upload_bytes = counter("octet_upload_bytes", "Bytes received.", ("kind",))
+        self.requests_in_flight = Gauge(
+            "octet_requests_in_flight", "Predictions now.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.variants_loaded = Gauge(
+            "octet_variants_loaded", "Runners that are ready.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.runner_memory = Gauge(
+            "octet_runner_memory_bytes",
+            "Memory of the runner's process.",
+            (*_VARIANT, "kind"),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.build_info = Gauge(
+            "octet_build_info", "Always 1.", ("version",), registry=registry, multiprocess_mode="max"
+        )
+        self.build_info.labels(version).set(1)
+
+    def collect_also(self, collector: Collector) -> None:
+        """Let `/metrics` show values that are read when it is asked, such as the queue's depth."""
+        self._collectors.append(collector)
+
+    def exposition(self) -> bytes:
+        """Return the values of every process of this machine in Prometheus' text format."""
+        shown = CollectorRegistry()
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
+        else:
+            shown.register(_Others((self._registry,)))
+        shown.register(_Others(self._collectors))
+        return generate_latest(shown)
+
+
+class _Others(Collector):
+    """Shows what other collectors collect."""
+
+    def __init__(self, others: Iterable[Collector]) -> None:
+        self._others = others
+
+    def collect(self) -> Iterable[object]:  # type: ignore[override]
+        for other in self._others:
+            yield from other.collect()
