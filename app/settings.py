@@ -1,9 +1,20 @@
 """Every environment variable Octet reads, once, in one class. Only composition roots import this."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3:
+    """Where an S3-compatible store is and how to enter it."""
+
+    endpoint_url: str | None
+    region: str
+    access_key_id: str | None
+    secret_access_key: str | None
 
 
 class Settings(BaseSettings):
@@ -32,6 +43,7 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(1000, ge=1)
 
     max_loaded_variants: int = Field(8, ge=1, description="Runners per gateway process; the least used gives way.")
+    max_queued_predictions: int = Field(256, ge=1, description="Most predictions waiting for one runner.")
     runner_threads: int = Field(0, ge=0, description="Engine threads of a runner; 0: all cores.")
     runner_start_timeout_seconds: float = Field(60, gt=0)
     predict_timeout_seconds: float = Field(60, gt=0)
@@ -53,6 +65,17 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The store's URL, or an absolute folder."""
         return self.store_url or str((self.data_dir / "store").absolute())
+
+    @property
+    def s3(self) -> S3:
+        """What an `s3://` store needs."""
+        key, secret = self.s3_access_key_id, self.s3_secret_access_key
+        return S3(
+            endpoint_url=self.s3_endpoint_url,
+            region=self.s3_region,
+            access_key_id=key.get_secret_value() if key else None,
+            secret_access_key=secret.get_secret_value() if secret else None,
+        )
 
     @property
     def cache_dir(self) -> Path:

@@ -14,7 +14,7 @@ OUTPUT = "logits"
 def conv_classifier(
     *, channels: int = 3, side: int = 8, classes: int = 4, width: int = 16, seed: int = 0
 ) -> onnx.ModelProto:
-    """Build an ONNX graph: two convolutions, global average pooling, one Gemm; input float32[N, channels, side, side]."""
+    """Build two convolutions, global average pooling and one Gemm; the input is float32[N, channels, side, side]."""
     rng = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> TensorProto:

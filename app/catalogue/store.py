@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -13,16 +13,22 @@ from obstore.store import LocalStore, S3Store
 
 from app.domain.errors import StoreFull, StoreUnavailable, UploadTooLarge
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
+
+_PART_BYTES = 8 * 2**20  # S3 takes no smaller parts than 5 MiB; two may be on their way at once
 
 
 class S3Options(Protocol):
     """Where an S3-compatible store is and how to enter it."""
 
-    endpoint_url: str | None
-    region: str
-    access_key_id: str | None
-    secret_access_key: str | None
+    @property
+    def endpoint_url(self) -> str | None: ...
+    @property
+    def region(self) -> str: ...
+    @property
+    def access_key_id(self) -> str | None: ...
+    @property
+    def secret_access_key(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,7 @@ class Store:
         digest, size = hashlib.sha256(), 0
         with _translated():
             async with obstore.open_writer_async(
-                self._backend, path, buffer_size=CHUNK_BYTES, max_concurrency=2
+                self._backend, path, buffer_size=_PART_BYTES, max_concurrency=2
             ) as writer:
                 async for chunk in chunks:
                     size += len(chunk)
@@ -91,8 +97,9 @@ class Store:
                     await writer.write(chunk)
         return Written(size_bytes=size, sha256=digest.hexdigest())
 
-    async def write_file(self, path: str, file: Path) -> Written:
-        """Stream a local file in."""
+    async def write_file(self, path: str, file: BinaryIO) -> Written:
+        """Stream an open file in, from its beginning."""
+        file.seek(0)
         return await self.write(path, _chunks_of(file))
 
     async def stream(self, path: str, *, start: int = 0, end: int) -> AsyncIterator[bytes]:
@@ -156,10 +163,9 @@ def open_store(url: str, *, s3: S3Options | None = None) -> Store:
     return Store(backend)
 
 
-async def _chunks_of(file: Path) -> AsyncIterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            yield chunk
+async def _chunks_of(file: BinaryIO) -> AsyncIterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
 
 
 @contextmanager

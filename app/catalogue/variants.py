@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from app.catalogue.records import from_json, to_json
 from app.catalogue.store import Store
@@ -25,7 +26,7 @@ class Variants:
         """Return the store path of a variant's artifact."""
         return f"{self.folder(variant.model, variant.version, variant.name)}/{variant.artifact.file}"
 
-    async def publish(self, variant: Variant, *, artifact: Path, report: Report) -> Variant:
+    async def publish(self, variant: Variant, *, artifact: BinaryIO, report: Report) -> Variant:
         """Write the files, then the record. Publishing again for the same job changes nothing.
 
         The artifact's and the report's names hold the artifact's SHA-256, so that two writers of one name cannot mix
@@ -33,9 +34,14 @@ class Variants:
 
         Raises:
             NameTaken: another job has published a variant of this name.
+            StoreUnavailable: what was written is not what the record says.
         """
         folder = self.folder(variant.model, variant.version, variant.name)
-        await self._store.write_file(f"{folder}/{variant.artifact.file}", artifact)
+        written = await self._store.write_file(f"{folder}/{variant.artifact.file}", artifact)
+        if written.sha256 != variant.artifact.sha256:
+            raise StoreUnavailable(
+                f"The artifact of {variant.name!r} changed while it was published: run the job again."
+            )
         await self._store.create(f"{folder}/{_report_file(variant)}", to_json(report))
         if await self._store.create(f"{folder}/variant.json", to_json(variant)):
             return variant
@@ -46,7 +52,7 @@ class Variants:
             )
         return published
 
-    async def publish_numbered(self, variant: Variant, *, artifact: Path, report: Report) -> Variant:
+    async def publish_numbered(self, variant: Variant, *, artifact: BinaryIO, report: Report) -> Variant:
         """Publish under the variant's name, or with `-2`, `-3`, … behind it when that is taken."""
         number, named = 1, variant
         while True:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydantic import TypeAdapter
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -15,6 +16,8 @@ KEEP_FINAL_SECONDS = 7 * 24 * 3600
 KEEP_IDEMPOTENCY_SECONDS = 24 * 3600
 MOST_EVENTS = 2000
 MOST_LOG_LINES = 10_000
+
+_WAIT_MS = 2000  # shorter than any socket time-out
 
 _JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
@@ -34,6 +37,14 @@ class LiveJobs:
                 pipe.zadd("octet:jobs", {job.id: job.created_at.timestamp()})
                 pipe.xadd(_events(job.id), {"job": record}, maxlen=MOST_EVENTS)
                 pipe.expire(_events(job.id), KEEP_FINAL_SECONDS)
+                await pipe.execute()
+
+    async def forget(self, job: str) -> None:
+        """Drop a job that was never queued."""
+        with _translated():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(_job(job), _events(job), _log(job))
+                pipe.zrem("octet:jobs", job)
                 await pipe.execute()
 
     async def get(self, job: str) -> Job | None:
@@ -65,11 +76,11 @@ class LiveJobs:
     async def follow(self, job: str, *, after: str = "0") -> AsyncIterator[tuple[str, Job] | None]:
         """Yield a job's states as (event id, job) from the event `after` on, until it is final.
 
-        Yields None about every ten seconds in which nothing happened, so that a caller can keep a connection alive.
+        Yields None every two seconds in which nothing happened, so that a caller can keep a connection alive.
         """
         while True:
             with _translated():
-                answer = await self._redis.xread({_events(job): after}, block=10_000, count=100)
+                answer = await self._redis.xread({_events(job): after}, block=_WAIT_MS, count=100)
             if not answer:
                 yield None
                 continue
@@ -112,6 +123,12 @@ class LiveJobs:
         """Raise QueueUnavailable unless Redis answers."""
         with _translated():
             await self._redis.ping()
+
+
+def read_job(redis: SyncRedis, job: str) -> Job | None:
+    """Return a job through a blocking connection, for processes without an event loop."""
+    record: Any = redis.get(_job(job))
+    return _JOB.validate_json(record) if record else None
 
 
 def _job(job: str) -> str:

@@ -16,7 +16,9 @@ from rq.serializers import JSONSerializer
 from app.domain.errors import QueueFull, QueueUnavailable
 
 QUEUE = "octet"
-RUN = "workers.jobs.run"
+RUN = "workers.bootstrap.run_job"
+
+_MARGIN_SECONDS = 120  # a job ends itself in time; rq ends it if it does not
 
 Answer = TypeVar("Answer")
 
@@ -60,7 +62,7 @@ class JobQueue:
             RUN,
             args=(job,),
             job_id=job,
-            timeout=self._timeout_seconds,
+            timeout=self._timeout_seconds + _MARGIN_SECONDS,
             result_ttl=3600,
             failure_ttl=3600,
             retry=Retry(max=self._attempts - 1) if self._attempts > 1 else None,

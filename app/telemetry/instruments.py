@@ -7,7 +7,7 @@ With `PROMETHEUS_MULTIPROC_DIR` set before the start, every process of a machine
 import os
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -80,6 +80,10 @@ class Instruments:
             shown.register(_Others((self._registry,)))
         shown.register(_Others(self._collectors))
         return generate_latest(shown)
+
+    def serve(self, *, port: int, address: str) -> None:
+        """Answer `/metrics` from a thread, for a process that serves nothing else."""
+        start_http_server(port, addr=address, registry=self._registry)
 
 
 class _Others(Collector):

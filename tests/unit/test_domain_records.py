@@ -1,0 +1,102 @@
+"""Signatures, recipes and preprocessing are valid by construction, and datasets fit models or say why not."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from app.domain.datasets import ArraySpec, DatasetFormat, DatasetManifest
+from app.domain.errors import RecipeInvalid, RequestInvalid, SignatureMismatch
+from app.domain.fit import check_fit
+from app.domain.models import ModelFormat, ModelManifest, Upload
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.recipes import TECHNIQUES, Cast, PtqStatic, variant_name
+from app.domain.tensors import DType, Signature, TensorSpec
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+X = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 3, 8, 8))
+LOGITS = TensorSpec(name="logits", dtype=DType.FLOAT32, shape=(None, 4))
+UPLOAD = Upload(name="m", version=1, file="m.onnx", size_bytes=1, sha256="0" * 64, created_at=NOW, job="0" * 32)
+MODEL = ModelManifest(
+    name="m",
+    version=1,
+    format=ModelFormat.ONNX,
+    upload=UPLOAD,
+    signature=Signature(inputs=(X,), outputs=(LOGITS,)),
+    preprocessing=None,
+    original_batch=None,
+    parameters=1,
+    imported_at=NOW,
+    imported_with={},
+)
+DATASET = DatasetManifest(
+    name="d",
+    version=1,
+    format=DatasetFormat.NPZ,
+    upload=UPLOAD,
+    rows=10,
+    arrays=(ArraySpec(name="x", dtype="float32", row_shape=(3, 8, 8)),),
+    labelled=False,
+    classes=(),
+    imported_at=NOW,
+)
+IMAGES = replace(DATASET, format=DatasetFormat.IMAGE_FOLDER, arrays=(), classes=("a", "b"))
+
+
+def test_a_tensor_spec_takes_any_batch_and_no_other_shape() -> None:
+    X.check("float32", (7, 3, 8, 8))
+    for dtype, shape in (("float64", (1, 3, 8, 8)), ("float32", (1, 3, 8, 9)), ("float32", (3, 8, 8))):
+        with pytest.raises(SignatureMismatch, match=r"float32\[N, 3, 8, 8\]"):
+            X.check(dtype, shape)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    with pytest.raises(SignatureMismatch):
+        Signature(inputs=(X, X), outputs=(LOGITS,))
+
+
+def test_an_unknown_input_is_named_with_those_there_are() -> None:
+    with pytest.raises(SignatureMismatch, match=r"no input 'y'.*inputs are x"):
+        MODEL.signature.input("y")
+
+
+@pytest.mark.parametrize("rows", [0, 100_001])
+def test_a_recipe_keeps_its_limits(rows: int) -> None:
+    with pytest.raises(RecipeInvalid, match="take 1 to 100000"):
+        PtqStatic(calibration_rows=rows)
+
+
+def test_every_technique_names_its_variant() -> None:
+    assert {variant_name(PtqStatic()), variant_name(Cast())} == {"int8", "bfloat16"}
+    assert all(recipe().technique == name for name, recipe in TECHNIQUES.items())
+
+
+def test_preprocessing_wants_a_mean_per_channel() -> None:
+    with pytest.raises(RequestInvalid, match="needs 1 values"):
+        ImagePreprocessing(colour="grey")
+    with pytest.raises(RequestInvalid, match="no value may be zero"):
+        ImagePreprocessing(std=(1.0, 0.0, 1.0))
+
+
+def test_rows_that_match_the_signature_fit() -> None:
+    check_fit(DATASET, MODEL)
+    check_fit(IMAGES, replace(MODEL, preprocessing=ImagePreprocessing()))
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (ArraySpec(name="y", dtype="float32", row_shape=(3, 8, 8)), "no array 'x'"),
+        (ArraySpec(name="x", dtype="float64", row_shape=(3, 8, 8)), "float64"),
+        (ArraySpec(name="x", dtype="float32", row_shape=(8, 8, 3)), r"\[8, 8, 3\]"),
+        (ArraySpec(name="x", dtype="float32", row_shape=(8, 8)), r"\[8, 8\]"),
+    ],
+)
+def test_rows_that_do_not_match_are_refused_with_both_sides(array: ArraySpec, says: str) -> None:
+    with pytest.raises(SignatureMismatch, match=says):
+        check_fit(replace(DATASET, arrays=(array,)), MODEL)
+
+
+def test_images_need_a_preprocessing() -> None:
+    with pytest.raises(SignatureMismatch, match="preprocessing"):
+        check_fit(IMAGES, MODEL)

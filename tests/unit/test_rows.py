@@ -1,0 +1,45 @@
+"""Which rows calibrate and which score."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.errors import DatasetUnfit
+from tests.unit.test_domain_records import DATASET
+from workers.jobs.rows import choose_calibration, choose_evaluation
+
+
+@given(total=st.integers(2, 500), rows=st.integers(1, 600), seed=st.integers(0, 2**32 - 1))
+def test_no_row_both_calibrates_and_scores(total: int, rows: int, seed: int) -> None:
+    dataset = replace(DATASET, rows=total)
+    calibration = choose_calibration(dataset, rows=rows, seed=seed, hold_out=True)
+    evaluation = choose_evaluation(dataset, calibration=calibration, given=False)
+    assert set(calibration.rows).isdisjoint(evaluation.rows)
+    assert sorted((*calibration.rows, *evaluation.rows)) == list(range(total))
+    assert len(calibration.rows) <= rows
+
+
+def test_the_same_seed_picks_the_same_rows() -> None:
+    dataset = replace(DATASET, rows=1000)
+    first, again, other = (choose_calibration(dataset, rows=300, seed=seed, hold_out=False) for seed in (7, 7, 8))
+    assert first == again
+    assert first.rows != other.rows
+
+
+def test_the_calibration_rows_never_score_even_when_the_same_file_is_named_twice() -> None:
+    calibration = choose_calibration(DATASET, rows=4, seed=0, hold_out=False)
+    copy = replace(DATASET, name="copy")
+    assert set(choose_evaluation(copy, calibration=calibration, given=True).rows).isdisjoint(calibration.rows)
+
+
+def test_one_row_cannot_do_both() -> None:
+    with pytest.raises(DatasetUnfit, match="cannot both calibrate and score"):
+        choose_calibration(replace(DATASET, rows=1), rows=1, seed=0, hold_out=True)
+
+
+def test_a_dataset_used_up_by_calibration_cannot_score() -> None:
+    calibration = choose_calibration(DATASET, rows=10, seed=0, hold_out=False)
+    with pytest.raises(DatasetUnfit, match="none is left to score"):
+        choose_evaluation(DATASET, calibration=calibration, given=True)

@@ -1,0 +1,103 @@
+"""What a job works with: the services it may call, and the bench that runs its steps and tells how far it is."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from app.catalogue.history import JobHistory
+from app.catalogue.shelf import Shelf
+from app.catalogue.store import Store
+from app.catalogue.variants import Variants
+from app.domain.datasets import DatasetManifest
+from app.domain.errors import QueueUnavailable
+from app.domain.jobs import Job, StepTime
+from app.domain.models import ModelManifest
+from app.jobs.live import LiveJobs
+from workers.sandbox import Limits, run_stage
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_TELL_EVERY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """The services of a worker.
+
+    Attributes:
+        scratch: folder below which every job gets one of its own.
+        limits: of one stage.
+        allow_unsandboxed: take uploads that execute code although the kernel cannot confine them.
+    """
+
+    store: Store
+    models: Shelf[ModelManifest]
+    datasets: Shelf[DatasetManifest]
+    variants: Variants
+    history: JobHistory
+    live: LiveJobs
+    scratch: Path
+    limits: Limits
+    allow_unsandboxed: bool
+
+
+class Bench:
+    """Runs the steps of one attempt at a job and keeps its live state.
+
+    Redis being away for a while costs progress reports, not the job.
+    """
+
+    def __init__(self, job: Job, workshop: Workshop, *, scratch: Path) -> None:
+        self.job = job
+        self.workshop = workshop
+        self.scratch = scratch
+        self._told_at = 0.0
+
+    @asynccontextmanager
+    async def step(self, name: str, *, until: float) -> AsyncIterator[None]:
+        """Name what is done inside the block, time it, and end it at `until` percent."""
+        await self._tell(replace(self.job, step=name))
+        began = time.monotonic()
+        yield
+        done = StepTime(step=name, seconds=round(time.monotonic() - began, 3))
+        await self._tell(replace(self.job, percent=until, steps=(*self.job.steps, done)))
+
+    async def stage(self, stage: str, spec: object, *, gives: type[Result], until: float) -> Result:
+        """Run one stage in the sandbox inside a `step`, passing its progress on up to `until` percent."""
+        began = self.job.percent
+
+        async def on_progress(share: float, words: str) -> None:
+            if time.monotonic() - self._told_at >= _TELL_EVERY_SECONDS:
+                await self._tell(replace(self.job, percent=round(began + share * (until - began), 1), step=words))
+
+        result = await run_stage(
+            stage,
+            spec,
+            scratch=self.scratch,
+            limits=self.workshop.limits,
+            on_progress=on_progress,
+            on_log=self._log,
+            allow_unsandboxed=self.workshop.allow_unsandboxed,
+        )
+        if not isinstance(result, gives):
+            raise TypeError(f"stage {stage} gave {type(result).__name__}, not {gives.__name__}")
+        return result
+
+    async def _log(self, line: str) -> None:
+        try:
+            await self.workshop.live.append_log(self.job.id, [line])
+        except QueueUnavailable as error:
+            log.warning("a line of the log of job %s was lost: %s", self.job.id, error)
+
+    async def _tell(self, job: Job) -> None:
+        self.job, self._told_at = job, time.monotonic()
+        try:
+            await self.workshop.live.save(job)
+        except QueueUnavailable as error:
+            log.warning("the progress of job %s was not told: %s", job.id, error)

@@ -1,0 +1,51 @@
+"""Files on their way between the store and a job's scratch folder, checked in both directions."""
+
+import hashlib
+
+from app.catalogue.store import CHUNK_BYTES
+from app.domain.errors import StoreUnavailable
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.variants import Artifact, Variant
+from workers.jobs.bench import Bench
+from workers.jobs.rows import Chosen
+from workers.sandbox import open_output
+from workers.stages import RowSource
+
+
+async def bring(bench: Bench, path: str, *, name: str, sha256: str) -> str:
+    """Copy an object of the store to `in/<name>` in the scratch folder; return that relative path.
+
+    Raises:
+        StoreUnavailable: its bytes are not those that were stored.
+    """
+    folder = bench.scratch / "in"
+    folder.mkdir(exist_ok=True)
+    written = await bench.workshop.store.fetch(path, folder / name)
+    if written.sha256 != sha256:
+        raise StoreUnavailable(f"The store's copy of {name!r} is damaged: its SHA-256 is not the recorded one.")
+    return f"in/{name}"
+
+
+async def bring_artifact(bench: Bench, variant: Variant) -> str:
+    """Copy a variant's artifact into the scratch folder."""
+    path = bench.workshop.variants.artifact_path(variant)
+    return await bring(bench, path, name=f"{variant.name}.onnx", sha256=variant.artifact.sha256)
+
+
+async def bring_rows(bench: Bench, chosen: Chosen, *, preprocessing: ImagePreprocessing | None) -> RowSource:
+    """Copy a dataset into the scratch folder and say which of its rows are meant."""
+    shelf, dataset = bench.workshop.datasets, chosen.dataset
+    path = f"{shelf.folder(dataset.name, dataset.version)}/upload/{dataset.upload.file}"
+    name = f"{dataset.name}-{dataset.version}"
+    brought = await bring(bench, path, name=name, sha256=dataset.upload.sha256)
+    return RowSource(path=brought, format=dataset.format, rows=chosen.rows, preprocessing=preprocessing)
+
+
+def inspect(bench: Bench, relative: str) -> Artifact:
+    """Check that a stage's output is a plain file of its own, and return it as an artifact named by its hash."""
+    with open_output(bench.scratch, relative).open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+        size, sha256 = file.tell(), digest.hexdigest()
+    return Artifact(file=f"{sha256}.onnx", size_bytes=size, sha256=sha256)

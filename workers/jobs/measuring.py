@@ -1,0 +1,125 @@
+"""From forms to a report: the measuring steps that importing, quantizing and evaluating share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.domain.models import ModelManifest
+from app.domain.reports import ConversionCheck, DataUse, Environment, Kernels, Latency, Memory, Report, Size
+from app.domain.tensors import Signature
+from app.domain.variants import FLOAT32, Execution, Variant
+from workers.jobs.bench import Bench
+from workers.jobs.files import bring_rows
+from workers.jobs.rows import Chosen
+from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
+
+BFLOAT16 = "bfloat16"
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What every form costs: time, kernels, memory."""
+
+    latency: dict[str, Latency]
+    kernels: dict[str, Kernels]
+    memory: dict[str, Memory]
+    environment: Environment
+
+
+def forms_beside(float32: str, *, variant: Form | None = None) -> tuple[Form, ...]:
+    """Return what is measured side by side: float32, bfloat16 where this CPU computes in it, and the variant.
+
+    Args:
+        float32: path of the float32 artifact, relative to the scratch folder.
+        variant: what is compared with it; a bfloat16 variant stands for itself.
+    """
+    forms = [Form(name=FLOAT32, artifact=float32, execution=Execution())]
+    is_bfloat16 = variant is not None and variant.execution.float_precision == BFLOAT16
+    if _cpu_has_bfloat16() and not is_bfloat16:
+        forms.append(Form(name=BFLOAT16, artifact=float32, execution=Execution(float_precision="bfloat16")))
+    if variant is not None:
+        forms.append(variant)
+    return tuple(forms)
+
+
+async def measure_costs(bench: Bench, forms: Sequence[Form], signature: Signature, *, until: float) -> Costs:
+    """Time the forms interleaved in one process, then weigh each in a process of its own."""
+    half = (bench.job.percent + until) / 2
+    async with bench.step("measuring latency", until=half):
+        spec = TimeSpec(forms=tuple(forms), signature=signature)
+        timed = await bench.stage("time", spec, gives=TimeResult, until=half)
+    memory: dict[str, Memory] = {}
+    async with bench.step("measuring memory", until=until):
+        for form in forms:
+            weigh = WeighSpec(form=form, signature=signature)
+            weighed = await bench.stage("weigh", weigh, gives=WeighResult, until=until)
+            memory[form.name] = weighed.memory
+    return Costs(latency=timed.latency, kernels=timed.kernels, memory=memory, environment=timed.environment)
+
+
+async def measure_score(
+    bench: Bench, forms: Sequence[Form], model: ModelManifest, *, evaluation: Chosen, until: float
+) -> ScoreResult:
+    """Answer the evaluation rows with every form."""
+    async with bench.step("measuring accuracy", until=until):
+        rows = await bring_rows(bench, evaluation, preprocessing=model.preprocessing)
+        spec = ScoreSpec(
+            forms=tuple(forms), signature=model.signature, evaluation=rows, classes=evaluation.dataset.classes
+        )
+        return await bench.stage("score", spec, gives=ScoreResult, until=until)
+
+
+def make_report(
+    variant: Variant,
+    *,
+    float32: Variant,
+    costs: Costs,
+    score: ScoreResult | None = None,
+    calibration: DataUse | None = None,
+    evaluation: DataUse | None = None,
+    conversion: ConversionCheck | None = None,
+) -> Report:
+    """Put what was measured into one record."""
+    return Report(
+        model=variant.model,
+        version=variant.version,
+        variant=variant.name,
+        artifact_sha256=variant.artifact.sha256,
+        recipe=variant.recipe,
+        size=Size(
+            bytes=variant.artifact.size_bytes,
+            float32_bytes=float32.artifact.size_bytes,
+            ratio=round(variant.artifact.size_bytes / float32.artifact.size_bytes, 4),
+        ),
+        calibration=calibration,
+        evaluation=evaluation,
+        accuracy=score.accuracy if score else None,
+        fidelity=score.fidelity if score else {},
+        latency=costs.latency,
+        memory=costs.memory,
+        kernels=costs.kernels,
+        conversion=conversion,
+        environment=costs.environment,
+        notes=_notes(score=score, costs=costs, evaluation=evaluation),
+        created_at=datetime.now(UTC),
+    )
+
+
+def _notes(*, score: ScoreResult | None, costs: Costs, evaluation: DataUse | None) -> tuple[str, ...]:
+    notes: list[str] = []
+    if score is not None and score.accuracy is None:
+        notes.append("The evaluation rows have no labels that fit the first output, so there is no accuracy.")
+    if evaluation is not None and evaluation.source == "held_out":
+        notes.append("No evaluation dataset was given: rows that calibration left over scored.")
+    if not any(form == BFLOAT16 for form in costs.latency):
+        notes.append("This CPU does not compute in bfloat16, so float32 and the variant stand alone.")
+    return tuple(notes)
+
+
+def _cpu_has_bfloat16() -> bool:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return not _BFLOAT16_FLAGS.isdisjoint(line.split())
+    return False

@@ -1,0 +1,72 @@
+"""Which rows of a dataset calibrate and which score: never the same row for both."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from app.domain.datasets import DatasetManifest
+from app.domain.errors import DatasetUnfit
+from app.domain.reports import DataUse
+
+_HELD_OUT_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Rows of one dataset, ascending, and the line about them in the report."""
+
+    dataset: DatasetManifest
+    rows: tuple[int, ...]
+    use: DataUse
+
+
+def choose_calibration(dataset: DatasetManifest, *, rows: int, seed: int, hold_out: bool) -> Chosen:
+    """Pick `rows` rows at random, or as many as there are.
+
+    With `hold_out`, at least a quarter of the dataset is left over to score with.
+
+    Raises:
+        DatasetUnfit: a single row cannot do both.
+    """
+    most = dataset.rows - max(1, dataset.rows // _HELD_OUT_SHARE) if hold_out else dataset.rows
+    if most < 1:
+        raise DatasetUnfit(
+            f"Dataset {dataset.name!r} has {dataset.rows} row, which cannot both calibrate and score: "
+            "send more rows, or an evaluation dataset."
+        )
+    picked = random.Random(seed).sample(range(dataset.rows), min(rows, most))  # noqa: S311 - a sample, not a secret
+    return _chosen(dataset, tuple(sorted(picked)), source="given", seed=seed)
+
+
+def choose_evaluation(dataset: DatasetManifest, *, calibration: Chosen | None, given: bool) -> Chosen:
+    """Take every row that did not calibrate.
+
+    Raises:
+        DatasetUnfit: every row did.
+    """
+    used: set[int] = set()
+    if calibration is not None and _same(calibration.dataset, dataset):
+        used = set(calibration.rows)
+    rows = tuple(row for row in range(dataset.rows) if row not in used)
+    if not rows:
+        raise DatasetUnfit(
+            f"Every row of dataset {dataset.name!r} calibrates, so none is left to score with: "
+            "take fewer calibration_rows, or send an evaluation dataset."
+        )
+    return _chosen(dataset, rows, source="given" if given else "held_out", seed=None)
+
+
+def _same(one: DatasetManifest, other: DatasetManifest) -> bool:
+    return one.upload.sha256 == other.upload.sha256
+
+
+def _chosen(dataset: DatasetManifest, rows: tuple[int, ...], *, source: str, seed: int | None) -> Chosen:
+    text = ",".join(map(str, rows))
+    use = DataUse(
+        dataset=f"{dataset.name}:{dataset.version}",
+        rows=len(rows),
+        source="given" if source == "given" else "held_out",
+        seed=seed,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+    return Chosen(dataset=dataset, rows=rows, use=use)
