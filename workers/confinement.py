@@ -1,0 +1,169 @@
+"""What a stage's process takes from itself before it reads anything foreign: files, network, programs, privileges.
+
+Applied in the child by `workers.stage_child`; `workers.sandbox` watches from outside.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from app.domain.errors import SandboxUnavailable
+from workers import landlock
+from workers.landlock import Access
+
+ALLOW_UNSANDBOXED = "OCTET_ALLOW_UNSANDBOXED"
+MAX_OPEN_FILES = 1024
+# Thread stacks and what allocators reserve ahead count too; the watchdog counts what is really used.
+_DATA_MARGIN_BYTES = 2 * 2**30
+
+_PR_SET_PDEATHSIG, _PR_GET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 21, 24, 38
+_LAST_CAPABILITY = 63
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_READ = Access.READ_FILE | Access.READ_DIR
+_SCRATCH = _READ | (
+    Access.WRITE_FILE | Access.TRUNCATE | Access.MAKE_REG | Access.MAKE_DIR | Access.REMOVE_FILE | Access.REMOVE_DIR
+)
+# Beside the installation: shared libraries, the processor's description, the process's own entries.
+_SYSTEM = (
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/sys/devices/system",
+    "/sys/fs/cgroup",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/dev/urandom",
+    "/dev/random",
+)
+
+
+@cache
+def missing_protections() -> tuple[str, ...]:
+    """Name the parts of the sandbox that this machine lacks; empty if it is complete.
+
+    To be asked first before confinement: looking for libseccomp starts a program.
+    """
+    found = {
+        "landlock": landlock.abi() > 0,
+        "seccomp": _libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0,
+        "libseccomp": _loads_libseccomp(),
+    }
+    return tuple(name for name, present in found.items() if not present)
+
+
+def _loads_libseccomp() -> bool:
+    try:
+        import_module("pyseccomp")
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def require_complete(what: str) -> None:
+    """Refuse to go on where `what` would execute an upload that the kernel cannot confine.
+
+    Raises:
+        SandboxUnavailable: a part of the sandbox is missing and nobody allowed to do without.
+    """
+    missing = missing_protections()
+    if missing and os.environ.get(ALLOW_UNSANDBOXED) != "1":
+        raise SandboxUnavailable(
+            f"Reading {what} can execute code from the file, and this machine cannot confine it "
+            f"(missing: {', '.join(missing)}): run the worker on Linux 5.13 or newer with Landlock and seccomp, "
+            f"upload ONNX, or set {ALLOW_UNSANDBOXED}=true if you trust every uploader."
+        )
+
+
+def confine(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
+    """Take everything from this process that a stage does not need, as far as the kernel can. There is no way back.
+
+    Raises:
+        OSError: the kernel refused a measure that it offers.
+    """
+    _limit(memory_bytes=memory_bytes, scratch_bytes=scratch_bytes, seconds=seconds)
+    _be_first_to_go()
+    _drop_capabilities()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    missing = missing_protections()
+    if "landlock" not in missing:
+        landlock.restrict(_rules(scratch))
+    if "seccomp" not in missing and "libseccomp" not in missing:
+        from workers import syscalls  # noqa: PLC0415 - its library may be absent
+
+        syscalls.install()
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the process that started this one dies, even by SIGKILL.
+
+    Args:
+        parent: its process id; if it is gone already, so is this process.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _rules(scratch: Path) -> list[tuple[Path, Access]]:
+    import app  # noqa: PLC0415 - only to know where it is
+    import workers  # noqa: PLC0415
+
+    packages = [Path(folder) for package in (app, workers) for folder in package.__path__]
+    installation = [Path(sys.prefix), Path(sys.base_prefix), *packages]
+    readable = [*installation, *map(Path, _SYSTEM)]
+    return [
+        *((path, _READ) for path in readable),
+        (Path("/dev/null"), Access.READ_FILE | Access.WRITE_FILE),
+        (scratch, _SCRATCH),
+    ]
+
+
+def _limit(*, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
+    cores = os.cpu_count() or 1
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+        resource.RLIMIT_FSIZE: scratch_bytes,
+        resource.RLIMIT_DATA: memory_bytes + _DATA_MARGIN_BYTES,
+        resource.RLIMIT_CPU: int(seconds * cores) + 60,
+    }
+    for which, limit in limits.items():
+        hard = resource.getrlimit(which)[1]
+        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(which, (value, value))
+    # A file that grows too large is an error to report, not the end of the process.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def _be_first_to_go() -> None:
+    """If the machine runs out of memory, the kernel ends this process rather than the worker."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _drop_capabilities() -> None:
+    for capability in range(_LAST_CAPABILITY + 1):
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused where there is none to drop
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if _libc.capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset failed: the stage would keep its privileges")
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")

@@ -1,0 +1,64 @@
+"""What one stage may take of the machine, and the sentence for each limit it breaks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.domain.errors import JobFailure, OutOfDisk, OutOfMemory, OutOfTime, StageCrashed
+from workers import usage
+
+MAX_THREADS = 1_000
+MAX_ENTRIES = 100_000
+# Written and removed again counts as well, since a file without a name can be kept by a mapping alone.
+_REWRITES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one stage may take."""
+
+    memory_bytes: int
+    scratch_bytes: int
+    seconds: float
+
+    def broken_by(self, pid: int, scratch: Path) -> JobFailure | None:
+        """Look at a running stage; None while it keeps to the limits."""
+        process = usage.of_process(pid)
+        if process is None:
+            return None
+        if process.memory_bytes > self.memory_bytes:
+            return self.out_of_memory()
+        if process.threads > MAX_THREADS:
+            return StageCrashed(f"The stage was ended because it ran more than {MAX_THREADS:,} threads.")
+        disk = usage.of_folder(scratch, most_entries=MAX_ENTRIES)
+        if disk.entries > MAX_ENTRIES:
+            return OutOfDisk(f"The stage was ended because it made more than {MAX_ENTRIES:,} files.")
+        kept = disk.size_bytes + usage.unlinked_bytes(pid)
+        if kept > self.scratch_bytes or usage.written_bytes(pid) > _REWRITES * self.scratch_bytes:
+            return self.out_of_disk()
+        return None
+
+    def explain(self, failure: JobFailure) -> JobFailure:
+        """Name the limit: a stage knows only that an allocation or a write failed, not how much it was given."""
+        if isinstance(failure, OutOfMemory):
+            return self.out_of_memory()
+        if isinstance(failure, OutOfDisk):
+            return self.out_of_disk()
+        return failure
+
+    def out_of_memory(self) -> OutOfMemory:
+        return OutOfMemory(
+            f"The stage needs more than the {self.memory_bytes:,} bytes of memory it may take: "
+            "use a smaller model or fewer rows, or raise OCTET_JOB_MEMORY_BYTES."
+        )
+
+    def out_of_disk(self) -> OutOfDisk:
+        return OutOfDisk(
+            f"The stage needs more than the {self.scratch_bytes:,} bytes of disk it may take, or the disk is full: "
+            "use a smaller model, free some space, or raise OCTET_JOB_SCRATCH_BYTES."
+        )
+
+    def out_of_time(self) -> OutOfTime:
+        return OutOfTime(
+            f"The stage was not done after {self.seconds:g} seconds: "
+            "use a smaller model or fewer rows, or raise OCTET_JOB_TIMEOUT_SECONDS."
+        )

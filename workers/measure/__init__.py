@@ -1,0 +1,1 @@
+"""Facts about an artifact, measured on the artifact itself by the engine that serves it."""

@@ -1,0 +1,101 @@
+"""What a running stage takes of the machine, read from outside: memory, threads, disk. Decides nothing."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLOCK_BYTES = 512  # st_blocks counts these, whatever the file system
+_KIB = 1024
+# Page tables too, which grow without a page being owned. Not file pages: the kernel can drop those.
+_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessUsage:
+    """
+    Attributes:
+        memory_bytes: memory that only this process's end would give back.
+        threads: how many it runs.
+    """
+
+    memory_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskUsage:
+    """
+    Attributes:
+        size_bytes: on disk, holes not counted.
+        entries: files and folders.
+    """
+
+    size_bytes: int
+    entries: int
+
+
+def of_process(pid: int) -> ProcessUsage | None:
+    """Read what a process uses now; None if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    memory = sum(int(fields[name].split()[0]) * _KIB for name in _MEMORY_FIELDS if name in fields)
+    return ProcessUsage(memory_bytes=memory, threads=int(fields.get("Threads", "0")))
+
+
+def of_folder(folder: Path, *, most_entries: int) -> DiskUsage:
+    """Add up a folder's files, never following a link; stops counting at `most_entries`."""
+    size = entries = 0
+    waiting = [str(folder)]
+    while waiting and entries <= most_entries:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    size += _on_disk(entry)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    if entries > most_entries:
+                        break
+        except FileNotFoundError:
+            continue  # removed while we looked
+    return DiskUsage(size_bytes=size, entries=entries)
+
+
+def unlinked_bytes(pid: int) -> int:
+    """Add up the files that a process holds open although they have no name any more."""
+    size = 0
+    for entry in _descriptors(pid):
+        try:
+            found = entry.stat()
+        except OSError:
+            continue  # closed while we looked
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+            size += found.st_blocks * _BLOCK_BYTES
+    return size
+
+
+def written_bytes(pid: int) -> int:
+    """Return how much a process has sent to disk since it began, also through mappings; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/io").read_text()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0  # ended, or a kernel that does not count
+    return int(dict(line.split(":", 1) for line in text.splitlines()).get("write_bytes", "0"))
+
+
+def _descriptors(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
+
+
+def _on_disk(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES
+    except FileNotFoundError:
+        return 0
