@@ -1,0 +1,1 @@
+"""Datasets as streams of rows, and images as input rows. Knows nothing of models beyond their signature."""

@@ -1,0 +1,73 @@
+"""What every variant's graph goes through before it counts as made: cleaned, checked, opened by ONNX Runtime."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+from app.domain.errors import ToolchainFailed
+from app.domain.tensors import Signature
+
+ONNXRUNTIME_ERRORS = (
+    states.Fail,
+    states.InvalidArgument,
+    states.InvalidGraph,
+    states.InvalidProtobuf,
+    states.NotImplemented,
+    states.RuntimeException,
+)
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+def finish(graph: onnx.ModelProto, signature: Signature, *, path: Path) -> None:
+    """Strip what is no use at run time, check the graph and write it to `path`.
+
+    Raises:
+        ToolchainFailed: it is no valid graph, lost its batch axis, or ONNX Runtime does not open it.
+    """
+    strip(graph)
+    _check_inputs(graph, signature)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ToolchainFailed(f"The toolchain made a graph that is not valid ONNX ({error}).") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(graph, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # it is opened, not run: no threads needed
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except ONNXRUNTIME_ERRORS as error:
+        raise ToolchainFailed(f"ONNX Runtime does not open the variant ({error}).") from error
+
+
+def strip(graph: onnx.ModelProto) -> None:
+    """Remove notes of whoever exported the graph, inferred shapes, and weights that no node uses."""
+    inner = graph.graph
+    _keep_used_initializers(inner)
+    graph.doc_string = inner.doc_string = ""
+    del graph.metadata_props[:]
+    del inner.metadata_props[:]
+    del inner.value_info[:]
+    for part in (*inner.node, *inner.initializer, *inner.input, *inner.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _keep_used_initializers(graph: onnx.GraphProto) -> None:
+    if any(attribute.type in _GRAPHS for node in graph.node for attribute in node.attribute):
+        return  # a subgraph may use what no node here names
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _check_inputs(graph: onnx.ModelProto, signature: Signature) -> None:
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
+    for spec in signature.inputs:
+        if spec.name not in shapes:
+            raise ToolchainFailed(f"The toolchain lost the model's input {spec.name!r}.")
+        if spec.batch_axis is not None and shapes[spec.name][spec.batch_axis].HasField("dim_value"):
+            raise ToolchainFailed(f"The toolchain fixed the batch axis of the model's input {spec.name!r}.")
