@@ -1,0 +1,1 @@
+"""Serving: runners, their pool, and the way tensors reach them. Knows no HTTP, no store and no settings."""

@@ -1,0 +1,166 @@
+"""Images become rows exactly as declared, checked against the same arithmetic written out in NumPy."""
+
+import io
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from app.domain.errors import ImageInvalid, SignatureMismatch
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.tensors import DType, TensorSpec
+from workers.data.preprocessing import MOST_PIXELS, preprocess, preprocess_for
+
+Pixels = npt.NDArray[np.uint8]
+PLAIN = ImagePreprocessing(scale=1.0, layout="hwc")
+GREY = ImagePreprocessing(scale=1.0, layout="hwc", colour="grey", mean=(0.0,), std=(1.0,))
+ORIENTATION = 0x0112
+
+
+def colours(height: int, width: int, *, channels: int = 3) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encode(image: Image.Image | Pixels, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    opened = image if isinstance(image, Image.Image) else Image.fromarray(image.squeeze())
+    opened.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr"])
+def test_scale_mean_std_colour_and_layout_follow_the_declaration(
+    layout: Literal["chw", "hwc"], colour: Literal["rgb", "bgr"]
+) -> None:
+    mean, std, scale, pixels = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1 / 255, colours(5, 7)
+    declared = ImagePreprocessing(scale=scale, mean=mean, std=std, layout=layout, colour=colour)
+    expected = np.empty((5, 7, 3))
+    for channel in range(3):
+        source = channel if colour == "rgb" else 2 - channel
+        expected[:, :, channel] = (pixels[:, :, source] * scale - mean[channel]) / std[channel]
+    row = preprocess(encode(pixels), declared, size=None)
+    assert row.dtype == np.float32
+    assert row.flags.c_contiguous
+    # three float32 operations on values below 2.5: each rounds by at most 2^-24 of its result
+    tolerance = 3 * 2.5 * 2**-23
+    np.testing.assert_allclose(
+        row, expected if layout == "hwc" else expected.transpose(2, 0, 1), rtol=0, atol=tolerance
+    )
+
+
+def test_the_shorter_side_is_resized_and_the_middle_cropped() -> None:
+    declared = ImagePreprocessing(resize=6, crop=4, scale=1.0, layout="hwc")
+    pixels = colours(12, 20)
+    resized = np.asarray(Image.fromarray(pixels).resize((10, 6), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(preprocess(encode(pixels), declared, size=(4, 4)), resized[1:5, 3:7])
+
+
+def test_without_a_crop_the_image_is_resized_to_the_inputs_size() -> None:
+    assert preprocess(encode(colours(12, 20)), PLAIN, size=(5, 9)).shape == (5, 9, 3)
+
+
+def test_shrinking_averages_the_pixels_it_drops() -> None:
+    checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    row = preprocess(encode(np.repeat(checkers[:, :, None], 3, axis=2).astype(np.uint8)), PLAIN, size=(8, 8))
+    assert np.abs(row - 127.5).max() < 4  # without antialiasing it would be all 0 or all 255
+
+
+def test_the_image_keeps_its_size_when_nothing_says_another() -> None:
+    assert preprocess(encode(colours(12, 20)), PLAIN, size=None).shape == (12, 20, 3)
+
+
+def test_grey_has_one_channel() -> None:
+    pixels = colours(4, 5, channels=1)
+    np.testing.assert_array_equal(preprocess(encode(pixels), GREY, size=None), pixels)
+
+
+def test_a_grey_image_fills_all_three_colours() -> None:
+    pixels = colours(4, 5, channels=1)
+    np.testing.assert_array_equal(preprocess(encode(pixels), PLAIN, size=None), np.repeat(pixels, 3, axis=2))
+
+
+def test_sixteen_bits_become_eight() -> None:
+    wide = np.array([[0, 257, 257 * 128, 65535]], np.uint16)
+    np.testing.assert_array_equal(preprocess(encode(Image.fromarray(wide)), GREY, size=None).ravel(), [0, 1, 128, 255])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "L"])
+def test_every_png_mode_becomes_three_colours(mode: str) -> None:
+    image = Image.fromarray(colours(4, 5)).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(preprocess(encode(image), PLAIN, size=None), expected)
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
+    image = Image.fromarray(colours(4, 5)).convert("P")
+    assert preprocess(encode(image, transparency=b"\x00\x80\xff"), PLAIN, size=None).shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_every_jpeg_mode_becomes_three_colours(mode: str) -> None:
+    image = encode(Image.fromarray(colours(16, 16)).convert(mode), "JPEG")
+    assert preprocess(image, PLAIN, size=None).shape == (16, 16, 3)
+
+
+def test_a_photo_is_turned_upright() -> None:
+    pixels, exif = colours(4, 6), Image.Exif()
+    exif[ORIENTATION] = 6  # stored a quarter turn to the left
+    turned = preprocess(encode(pixels, exif=exif), PLAIN, size=None)
+    np.testing.assert_array_equal(turned, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_image_is_refused(kind: str) -> None:
+    whole = encode(colours(64, 64), kind)
+    for size in range(0, len(whole) * 9 // 10, len(whole) // 20):
+        with pytest.raises(ImageInvalid, match="cannot be decoded"):
+            preprocess(whole[:size], PLAIN, size=None)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(ImageInvalid, match="JPEG or PNG"):
+        preprocess(encode(colours(8, 8), kind), PLAIN, size=None)
+
+
+@pytest.mark.parametrize("side", [9000, 12000, 20000])
+def test_an_image_of_too_many_pixels_is_refused_from_its_header(side: int) -> None:
+    bomb = encode(Image.new("1", (side, side)))
+    assert len(bomb) < MOST_PIXELS / 100
+    with pytest.raises(ImageInvalid, match="pixels"):
+        preprocess(bomb, PLAIN, size=None)
+
+
+def test_a_thin_image_cannot_be_blown_up() -> None:
+    with pytest.raises(ImageInvalid, match="pixels"):
+        preprocess(encode(colours(1, 9000)), ImagePreprocessing(resize=8192, crop=8), size=None)
+
+
+def test_an_image_smaller_than_the_crop_is_refused() -> None:
+    with pytest.raises(ImageInvalid, match="crops 9"):
+        preprocess(encode(colours(8, 20)), ImagePreprocessing(crop=9), size=None)
+
+
+@pytest.mark.parametrize("dtype", [DType.UINT8, DType.INT8, DType.FLOAT16, DType.FLOAT64])
+def test_the_row_takes_the_inputs_dtype(dtype: DType) -> None:
+    spec = TensorSpec(name="x", dtype=dtype, shape=(None, 4, 5, 3))
+    pixels = colours(4, 5)
+    array = preprocess_for(spec, encode(pixels), PLAIN)
+    np.testing.assert_array_equal(array[0], pixels.clip(0, 127) if dtype is DType.INT8 else pixels)
+    assert array.dtype == np.dtype(str(dtype))
+
+
+def test_a_bfloat16_input_gets_its_bits() -> None:
+    spec = TensorSpec(name="x", dtype=DType.BFLOAT16, shape=(None, 4, 5, 3))
+    array = preprocess_for(spec, encode(colours(4, 5)), PLAIN)
+    assert array.dtype == np.uint16
+    np.testing.assert_array_equal(array.view(ml_dtypes.bfloat16)[0], colours(4, 5).astype(ml_dtypes.bfloat16))
+
+
+def test_an_image_for_an_input_of_another_shape_is_refused() -> None:
+    with pytest.raises(SignatureMismatch, match="float32"):
+        preprocess_for(TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 10)), encode(colours(4, 5)), PLAIN)
