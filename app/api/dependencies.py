@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.api.resolution import Resolver
 from app.catalogue.history import JobHistory
 from app.catalogue.routing import Routing
 from app.catalogue.shelf import Shelf
@@ -49,3 +50,11 @@ def services_of(request: Request) -> Services:
 
 
 Served = Annotated[Services, Depends(services_of)]
+
+
+def resolver_of(request: Request) -> Resolver:
+    """Return what remembers which variant answers; `app.api.application` puts it beside the services."""
+    return cast(Resolver, request.app.state.resolver)
+
+
+Resolving = Annotated[Resolver, Depends(resolver_of)]

@@ -1,0 +1,175 @@
+"""Arrays out of a prediction's body: nested JSON lists, base64, `.npy` and `.npz`. Nothing is ever unpickled."""
+
+import base64
+import binascii
+import io
+import math
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.domain.errors import RequestInvalid, SignatureMismatch, UploadTooLarge
+from app.domain.tensors import DType, TensorSpec
+
+Array = npt.NDArray[Any]
+
+_DTYPES = tuple(str(dtype) for dtype in DType)
+_UNREADABLE_HEADER = (ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError)
+_UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+
+
+def from_nested(value: object, spec: TensorSpec) -> Array:
+    """Turn nested JSON lists into the input's dtype; whole numbers may become floats, floats never integers.
+
+    Raises:
+        SignatureMismatch: ragged lists, anything but numbers, or numbers that the dtype cannot hold.
+    """
+    try:
+        read = np.array(value)
+    except (ValueError, OverflowError) as error:
+        raise SignatureMismatch(
+            f"Input {spec.name!r} is no regular array (its lists differ in length or nest too deep): "
+            f"the model takes {spec.describe()}."
+        ) from error
+    if read.size == 0:
+        read = read.astype(_numbers_of(spec.dtype))
+    _check_kind(read, spec)
+    return _converted(read, spec)
+
+
+def _check_kind(read: Array, spec: TensorSpec) -> None:
+    allowed = {"f": "iuf", "b": "b"}.get(_numbers_of(spec.dtype).kind, "iu")
+    if read.dtype.kind in allowed:
+        return
+    found = {"f": "floats", "b": "booleans", "i": "integers", "u": "integers"}.get(read.dtype.kind, "no numbers")
+    raise SignatureMismatch(f"Input {spec.name!r} holds {found}, but the model takes {spec.describe()}.")
+
+
+def _converted(read: Array, spec: TensorSpec) -> Array:
+    target = _numbers_of(spec.dtype)
+    if target.kind in "iu" and read.size and not _holds(target, read):
+        raise _out_of_range(spec)
+    try:
+        with np.errstate(over="raise"):
+            numbers = read.astype(target)
+    except FloatingPointError as error:
+        raise _out_of_range(spec) from error
+    return _bfloat16_bits(numbers) if spec.dtype is DType.BFLOAT16 else numbers
+
+
+def _holds(target: np.dtype[Any], read: Array) -> bool:
+    limits = np.iinfo(target)
+    return int(read.min()) >= limits.min and int(read.max()) <= limits.max
+
+
+def _out_of_range(spec: TensorSpec) -> SignatureMismatch:
+    return SignatureMismatch(f"Input {spec.name!r} holds a number that {spec.dtype} cannot: send smaller ones.")
+
+
+def _numbers_of(dtype: DType) -> np.dtype[Any]:
+    """Return the type in which a tensor's numbers are written in JSON."""
+    return np.dtype(np.float32) if dtype is DType.BFLOAT16 else np.dtype(str(dtype))
+
+
+def _bfloat16_bits(numbers: Array) -> Array:
+    """Round float32 to bfloat16, to the nearest, ties to even; the bits lie in uint16."""
+    bits = numbers.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+    quiet_nan = np.uint32(0x7FC0)
+    return np.where(np.isnan(numbers), quiet_nan, rounded).astype(np.uint16)
+
+
+def as_numbers(array: Array, dtype: DType) -> Array:
+    """Return an output as NumPy can show it: bfloat16 bits become float32."""
+    if dtype is DType.BFLOAT16 and array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def from_base64(name: str, *, dtype: str, shape: tuple[int, ...], text: str) -> Array:
+    """Read a tensor's bytes, row-major and little-endian.
+
+    Raises:
+        SignatureMismatch: no such dtype, or a number of bytes that the shape does not need.
+        RequestInvalid: it is not base64.
+    """
+    if dtype not in _DTYPES:
+        raise SignatureMismatch(f"Input {name!r} has dtype {dtype[:40]!r}: take one of {', '.join(_DTYPES)}.")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestInvalid(f"Input {name!r} is not base64.") from error
+    lies_as = np.dtype(np.uint16) if dtype == DType.BFLOAT16 else np.dtype(dtype).newbyteorder("<")
+    return _shaped(name, data, dtype=lies_as, shape=shape, order="C")
+
+
+def from_npy(name: str, data: bytes) -> Array:
+    """Read one `.npy` (numpy.lib.format, versions 1.0 and 2.0).
+
+    Raises:
+        RequestInvalid: it is not one, or holds objects or records.
+        SignatureMismatch: its bytes are not what its header says.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](stream)
+    except _UNREADABLE_HEADER as error:
+        raise RequestInvalid(f"Array {name!r} is not a .npy file: write it with numpy.save.") from error
+    if dtype.kind not in "biuf":
+        raise RequestInvalid(f"Array {name!r} holds {dtype}: only numbers and booleans can be sent.")
+    return _shaped(name, data[stream.tell() :], dtype=dtype, shape=shape, order="F" if fortran else "C")
+
+
+def _shaped(name: str, data: bytes, *, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Array:
+    needed = math.prod(shape) * dtype.itemsize
+    if any(size < 0 for size in shape) or needed != len(data):
+        raise SignatureMismatch(
+            f"Input {name!r} brings {len(data)} bytes, but {dtype.name}{list(shape)} needs {needed}: send those."
+        )
+    array = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+
+
+def from_npz(data: bytes, *, limit: int) -> dict[str, Array]:
+    """Read every array of a `.npz`.
+
+    Raises:
+        RequestInvalid: it is not one.
+        UploadTooLarge: unpacked it is larger than `limit` bytes.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > limit:
+                raise UploadTooLarge(f"The .npz unpacks to more than {limit} bytes, the limit (max_predict_bytes).")
+            # zipfile reads no more than file_size bytes of a member, whatever the compressed stream would give
+            unpacked = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
+    except _UNREADABLE_ZIP as error:
+        raise RequestInvalid("The body is not a .npz file: write it with numpy.savez.") from error
+    return {name: from_npy(name, content) for name, content in unpacked.items()}
+
+
+def listable(array: Array) -> object:
+    """Return an output as `orjson` writes it: a C-ordered array, or a plain number where there is no axis."""
+    return np.ascontiguousarray(array) if array.ndim else array.item()
+
+
+def to_npy(array: Array) -> bytes:
+    """Write one array as `.npy`."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def to_npz(arrays: dict[str, Array]) -> bytes:
+    """Write arrays as `.npz`."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            archive.writestr(f"{name}.npy", to_npy(array))
+    return stream.getvalue()

@@ -1,0 +1,54 @@
+"""What FastAPI does not check by itself: unknown query parameters, and how long a JSON body is."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response, params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
+from starlette.types import Message
+
+from app.api.bodies import read_bounded
+from app.domain.errors import RequestInvalid
+
+MOST_JSON_BYTES = 2**20
+
+
+class StrictRoute(APIRoute):
+    """A route that takes no parameter it does not declare, and JSON bodies of at most a MiB.
+
+    Routes that read the request's body themselves have limits of their own.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle, known = super().get_route_handler(), _parameters(self)
+
+        async def strictly(request: Request) -> Response:
+            _check_parameters(request, known=known)
+            if self.body_field is not None:
+                request = await _read_whole(request)
+            return await handle(request)
+
+        return strictly
+
+
+def _parameters(route: APIRoute) -> frozenset[str]:
+    elsewhere = (params.Path, params.Header, params.Cookie)
+    declared = get_flat_params(route.dependant)
+    return frozenset(parameter.alias for parameter in declared if not isinstance(parameter.field_info, elsewhere))
+
+
+def _check_parameters(request: Request, *, known: frozenset[str]) -> None:
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        allowed = f"take {', '.join(sorted(known))}" if known else "it takes none"
+        raise RequestInvalid(f"The request has an unknown parameter {unknown[0][:80]!r}: {allowed}.")
+
+
+async def _read_whole(request: Request) -> Request:
+    body = await read_bounded(request, limit=MOST_JSON_BYTES, setting="of a JSON body here")
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, replay)
