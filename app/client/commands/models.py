@@ -1,0 +1,132 @@
+"""`octet models`: upload, list, show, and choose which variant answers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.filesize import decimal
+
+from app.client import console
+from app.client.commands.session import AsJson, connect
+from app.client.commands.uploads import ReadableFile, UploadName, Wait, facts_of, name_of, send
+from app.client.records import ModelVersion
+from app.domain.errors import RequestInvalid
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.variants import Variant
+
+app = typer.Typer(no_args_is_help=True, help="Models: upload, list, show, route.")
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="name or name:version")]
+VariantName = Annotated[str, typer.Argument(metavar="VARIANT", help="such as resnet20@int8 or resnet20:3@int8")]
+PreprocessingFile = Annotated[
+    Path | None,
+    typer.Option("--preprocessing", exists=True, dir_okay=False, help="JSON file: how an image becomes the input."),
+]
+
+
+@app.command()
+def upload(
+    context: typer.Context,
+    file: ReadableFile,
+    *,
+    name: UploadName = None,
+    preprocessing: PreprocessingFile = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a model: .pt2 (torch.export), .onnx, or a .zip of ONNX with external data."""
+    octet = connect(context)
+    spec = read_preprocessing(preprocessing) if preprocessing else None
+    uploaded = send(
+        octet,
+        file,
+        lambda opened: octet.upload_model(opened, name=name or name_of(file), preprocessing=spec),
+        again=octet.model,
+        wait=wait,
+    )
+    _show(uploaded, [], as_json=as_json)
+
+
+@app.command("list")
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the newest version of each model."""
+    models = connect(context).models()
+    if as_json:
+        console.print_json(models)
+        return
+    lines = [(model.reference, model.state, model.file, decimal(model.size_bytes)) for model in models]
+    console.print_table(("model", "state", "file", "size"), lines)
+
+
+@app.command()
+def show(context: typer.Context, model: ModelName, as_json: AsJson = False) -> None:
+    """Show a model: what it takes and gives, and its variants."""
+    octet = connect(context)
+    found = octet.model(model)
+    _show(found, octet.variants(found.reference) if found.manifest else [], as_json=as_json)
+
+
+@app.command()
+def routing(context: typer.Context, model: ModelName, as_json: AsJson = False) -> None:
+    """Show which variant answers when a request names none, and what was decided before."""
+    found = connect(context).routing(model)
+    if as_json:
+        console.print_json(found)
+        return
+    lines = [
+        (str(route.number), f"{route.model}:{route.version}@{route.variant}", f"{route.created_at:%Y-%m-%d %H:%M:%S}")
+        for route in sorted({found.current, *found.history}, key=lambda route: -route.number)
+    ]
+    console.print_table(("number", "variant", "since"), lines)
+
+
+@app.command()
+def promote(context: typer.Context, variant: VariantName, as_json: AsJson = False) -> None:
+    """Let this variant answer when a request names none."""
+    route = connect(context).route(variant)
+    if as_json:
+        console.print_json(route)
+        return
+    console.out().print(f"{route.model}:{route.version}@{route.variant} answers for {route.model} now.", markup=False)
+
+
+@app.command()
+def load(context: typer.Context, variant: VariantName) -> None:
+    """Start a variant's runner, so that the first prediction does not wait."""
+    connect(context).load(variant)
+    console.say(f"{variant} is ready.")
+
+
+@app.command()
+def unload(context: typer.Context, variant: VariantName) -> None:
+    """Stop a variant's runner."""
+    connect(context).unload(variant)
+    console.say(f"{variant} is unloaded.")
+
+
+def read_preprocessing(path: Path) -> ImagePreprocessing:
+    """Read a preprocessing from a JSON file.
+
+    Raises:
+        RequestInvalid: it is not one.
+    """
+    try:
+        return TypeAdapter(ImagePreprocessing).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestInvalid(f"{path} is not a preprocessing: {first['msg']} at {list(first['loc'])}.") from error
+
+
+def _show(model: ModelVersion, variants: list[Variant], *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(model)
+        return
+    facts = facts_of(model)
+    if model.manifest:
+        signature = model.manifest.signature
+        facts += [("takes", f"{spec.name}: {spec.describe()}") for spec in signature.inputs]
+        facts += [("gives", f"{spec.name}: {spec.describe()}") for spec in signature.outputs]
+        facts.append(("parameters", f"{model.manifest.parameters:,}"))
+    facts += [("variant", f"{variant.name}, {decimal(variant.artifact.size_bytes)}") for variant in variants]
+    console.print_facts(facts)

@@ -1,0 +1,147 @@
+"""`octet quantize`, `quantize-file`, `evaluate`, `report` and `download`: the main job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.client import console
+from app.client.commands.models import PreprocessingFile, VariantName, read_preprocessing
+from app.client.commands.recipes import (
+    ActivationGranularity,
+    Activations,
+    BiasCorrection,
+    CalibrationRows,
+    FloatLayers,
+    RecipeFile,
+    Seed,
+    Technique,
+    WeightGranularity,
+    Weights,
+    make_recipe,
+)
+from app.client.commands.session import AsJson, connect, follow, show_report
+from app.client.problems import succeeded
+
+app = typer.Typer()
+
+Dataset = Annotated[str | None, typer.Option(metavar="DATASET")]
+PublishAs = Annotated[str | None, typer.Option("--variant", help="Name to publish under; default: the recipe's.")]
+RowsFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False)]
+
+
+@app.command()
+def quantize(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name or name:version")],
+    *,
+    calibration: Dataset = None,
+    evaluation: Dataset = None,
+    variant: PublishAs = None,
+    technique: Technique = None,
+    activations: Activations = None,
+    weights: Weights = None,
+    activation_granularity: ActivationGranularity = None,
+    weight_granularity: WeightGranularity = None,
+    calibration_rows: CalibrationRows = None,
+    seed: Seed = None,
+    bias_correction: BiasCorrection = None,
+    float_layers: FloatLayers = None,
+    recipe: RecipeFile = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a variant of an uploaded model, show the progress live, then the report."""
+    options = {
+        "technique": technique,
+        "activations": activations,
+        "weights": weights,
+        "activation_granularity": activation_granularity,
+        "weight_granularity": weight_granularity,
+        "calibration_rows": calibration_rows,
+        "seed": seed,
+        "bias_correction": bias_correction,
+        "float_layers": tuple(float_layers) if float_layers else None,
+    }
+    octet = connect(context)
+    job = octet.quantize(
+        model,
+        recipe=make_recipe(recipe, options),
+        calibration=calibration,
+        evaluation=evaluation,
+        variant=variant,
+    )
+    if detach:
+        console.print_json(job) if as_json else console.out().print(job.id)
+        return
+    done = succeeded(follow(octet, job))
+    show_report(octet.report(f"{done.model}@{done.variant}"), as_json=as_json)
+
+
+@app.command("quantize-file")
+def quantize_file(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    *,
+    calibration: Annotated[Path, typer.Option(exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the artifact goes: a file or a folder.")],
+    evaluation: RowsFile = None,
+    preprocessing: PreprocessingFile = None,
+    name: Annotated[str | None, typer.Option(help="Name in the catalogue.")] = None,
+    variant: PublishAs = None,
+    technique: Technique = None,
+    calibration_rows: CalibrationRows = None,
+    bias_correction: BiasCorrection = None,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """From file to file in one go: send a model and rows, get the quantized artifact back, with its report."""
+    options = {"technique": technique, "calibration_rows": calibration_rows, "bias_correction": bias_correction}
+    octet = connect(context)
+    job = octet.quantize_once(
+        model,
+        calibration=calibration,
+        evaluation=evaluation,
+        recipe=make_recipe(recipe, options),
+        preprocessing=read_preprocessing(preprocessing) if preprocessing else None,
+        name=name,
+        variant=variant,
+    )
+    done = succeeded(follow(octet, job))
+    made = f"{done.model}@{done.variant}"
+    console.say(f"{made} is in {octet.download(made, to=output)}.")
+    show_report(octet.report(made), as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    variant: VariantName,
+    evaluation: Annotated[str, typer.Option(metavar="DATASET")],
+    as_json: AsJson = False,
+) -> None:
+    """Measure a published variant again, on other rows."""
+    octet = connect(context)
+    done = succeeded(follow(octet, octet.evaluate(variant, evaluation=evaluation)))
+    show_report(octet.job_report(done.id), as_json=as_json)
+
+
+@app.command()
+def report(context: typer.Context, variant: VariantName, as_json: AsJson = False) -> None:
+    """Show what was measured about a variant."""
+    show_report(connect(context).report(variant), as_json=as_json)
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    variant: VariantName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file or a folder.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Download a variant's artifact, resumed where it broke off and checked against its SHA-256."""
+    path = connect(context).download(variant, to=output)
+    if as_json:
+        console.print_json({"path": path})
+        return
+    console.out().print(str(path), markup=False, soft_wrap=True)
