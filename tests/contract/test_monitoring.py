@@ -1,0 +1,131 @@
+"""Prometheus' configuration, alerts and the dashboard: checked by the real promtool, and against docs/metrics.md."""
+
+import os
+import re
+import shutil
+import subprocess
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.contract.dashboard import PanelQuery, panel_queries, panels
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+GRAFANA = ROOT / "deploy" / "grafana"
+DASHBOARD = GRAFANA / "dashboards" / "octet.json"
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    path = shutil.which("promtool")
+    if path is None:
+        reason = "promtool is not installed: it comes with Debian's package `prometheus`."
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> list[PanelQuery]:
+    return panel_queries(DASHBOARD, model=".*", interval="1m")
+
+
+def documented_metrics() -> set[str]:
+    return set(re.findall(r"^\| `(octet_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+
+
+def metrics_of(expr: str) -> set[str]:
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\boctet_\w+", expr)}
+
+
+def test_prometheus_takes_the_configuration_and_the_rules(promtool: str) -> None:
+    run(promtool, "check", "config", PROMETHEUS / "prometheus.yml")
+
+
+def test_the_alerts_fire_when_they_should_and_not_before(promtool: str) -> None:
+    run(promtool, "test", "rules", PROMETHEUS / "alerts_test.yml")
+
+
+def test_every_alert_is_tested() -> None:
+    tested = set(re.findall(r'expr: \'ALERTS\{alertname="(\w+)"', (PROMETHEUS / "alerts_test.yml").read_text()))
+    assert tested == {alert["alert"] for alert in alerts()}
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    for alert in alerts():
+        assert alert["labels"]["severity"] in {"critical", "warning"}, alert["alert"]
+        assert set(alert["annotations"]) == {"summary", "description", "runbook"}, alert["alert"]
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
+def test_an_alert_uses_documented_metrics_only(alert: dict[str, Any]) -> None:
+    assert metrics_of(alert["expr"]) <= documented_metrics()
+
+
+@pytest.mark.parametrize("query", queries(), ids=lambda query: query.title)
+def test_a_panel_uses_documented_metrics_only(query: PanelQuery) -> None:
+    assert metrics_of(query.expr)
+    assert metrics_of(query.expr) <= documented_metrics()
+
+
+def test_the_dashboard_shows_every_documented_metric() -> None:
+    shown = {name for query in queries() for name in metrics_of(query.expr)}
+    assert shown == documented_metrics()
+
+
+def test_prometheus_takes_every_panels_query(promtool: str, tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": query.expr} for number, query in enumerate(queries())]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    run(promtool, "check", "rules", file)
+
+
+def test_no_variable_of_grafanas_is_left_in_a_query() -> None:
+    assert [query for query in queries() if "$" in query.expr] == []
+
+
+@pytest.mark.parametrize("panel", panels(DASHBOARD), ids=lambda panel: panel["title"])
+def test_a_panel_has_all_that_a_reader_needs(panel: dict[str, Any]) -> None:
+    shown = panel["fieldConfig"]["defaults"]
+    assert panel["description"]
+    assert shown["unit"]
+    assert shown["thresholds"]["steps"][0]["value"] is None
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert all(target["legendFormat"] for target in panel["targets"])
+    assert panel["type"] != "timeseries" or panel["options"]["legend"]["showLegend"]
+
+
+def test_panels_and_queries_have_ids_of_their_own() -> None:
+    everything = panels(DASHBOARD)
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    assert len({panel["title"] for panel in everything}) == len(everything)
+    for panel in everything:
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_no_panel_covers_another_or_leaves_the_grid() -> None:
+    cells: list[set[tuple[int, int]]] = []
+    for panel in panels(DASHBOARD):
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells.append({(at["x"] + right, at["y"] + down) for right in range(at["w"]) for down in range(at["h"])})
+    assert not any(one & other for one, other in combinations(cells, 2))
+
+
+def test_the_dashboard_begins_with_the_provisioned_data_source() -> None:
+    provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())
+    assert f'"value": "{provisioned["datasources"][0]["uid"]}"' in DASHBOARD.read_text()
