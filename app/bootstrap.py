@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -78,8 +78,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         readings = Readings()
         instruments.collect_also(ReadingsCollector(readings))
-        for refresh, seconds in _refreshes(services, readings):
-            stack.push_async_callback(_stop, asyncio.create_task(_repeat(refresh, every=seconds)))
+        reader = _Reader(services, readings)
+        for read, seconds in (
+            (reader.read_jobs, _LIVE_EVERY_SECONDS),
+            (reader.read_runners, _LIVE_EVERY_SECONDS),
+            (reader.read_catalogue, _CATALOGUE_EVERY_SECONDS),
+        ):
+            stack.push_async_callback(_stop, asyncio.create_task(_repeat(read, every=seconds)))
         yield services
 
 
@@ -125,70 +130,66 @@ def _pool_limits(settings: Settings) -> PoolLimits:
     )
 
 
-def _refreshes(services: Services, readings: Readings) -> list[tuple[Callable[[], Awaitable[None]], float]]:
-    """Return what `/metrics` shows without asking for it, and how often each is read."""
+class _Reader:
+    """Reads in the background what `/metrics` shows but no process counts."""
 
-    async def read_jobs() -> None:
-        readings.redis_up = False
-        readings.jobs = await services.live.count()
-        readings.queue_depth = await services.queue.depth()
-        readings.redis_up = True
+    def __init__(self, services: Services, readings: Readings) -> None:
+        self._services = services
+        self._readings = readings
+        self._known: dict[Variant, VariantFacts] = {}  # both are immutable
+        self._shown: set[tuple[str, str, str]] = set()
 
-    shown: set[tuple[str, str, str]] = set()
+    async def read_jobs(self) -> None:
+        """Read Redis: whether it answers, how many jobs wait, and in which state they are."""
+        self._readings.redis_up = False
+        self._readings.jobs = await self._services.live.count()
+        self._readings.queue_depth = await self._services.queue.depth()
+        self._readings.redis_up = True
 
-    async def read_runners() -> None:
-        gone = shown - {_labels(loaded.variant) for loaded in services.pool.loaded()}
-        for labels in gone:  # several processes share the file, so a label cannot be taken back
-            services.instruments.runner_memory.labels(*labels, "pss").set(0)
-            services.instruments.runner_memory.labels(*labels, "peak").set(0)
-        shown.difference_update(gone)
-        for memory in await services.pool.memory():
-            for kind, value in (("pss", memory.pss_bytes), ("peak", memory.peak_bytes)):
-                services.instruments.runner_memory.labels(*_labels(memory.variant), kind).set(value)
-            shown.add(_labels(memory.variant))
+    async def read_runners(self) -> None:
+        """Read the memory of every runner; one that is gone has none."""
+        gauge, pool = self._services.instruments.runner_memory, self._services.pool
+        loaded = {_labels(held.variant) for held in pool.loaded()}
+        for labels in self._shown - loaded:  # several processes share the file, so a label cannot be taken back
+            gauge.labels(*labels, "pss").set(0)
+            gauge.labels(*labels, "peak").set(0)
+        self._shown &= loaded
+        for memory in await pool.memory():
+            labels = _labels(memory.variant)
+            gauge.labels(*labels, "pss").set(memory.pss_bytes)
+            gauge.labels(*labels, "peak").set(memory.peak_bytes)
+            self._shown.add(labels)
 
-    known: dict[Variant, VariantFacts] = {}  # both are immutable
+    async def read_catalogue(self) -> None:
+        """Read what was published, and each report once."""
+        for name in await self._services.models.names():
+            for entry in await self._services.models.versions(name):
+                for variant in await self._services.variants.list(name, entry.upload.version):
+                    if variant not in self._known:
+                        self._known[variant] = facts_of(variant, await self._report(variant))
+        self._readings.variants = tuple(self._known.values())
 
-    async def read_catalogue() -> None:
-        async for variant in _published(services):
-            if variant not in known:
-                known[variant] = facts_of(variant, await _report_of(variant, services))
-        readings.variants = tuple(known.values())
-
-    return [
-        (read_jobs, _LIVE_EVERY_SECONDS),
-        (read_runners, _LIVE_EVERY_SECONDS),
-        (read_catalogue, _CATALOGUE_EVERY_SECONDS),
-    ]
-
-
-async def _published(services: Services) -> AsyncIterator[Variant]:
-    for name in await services.models.names():
-        for entry in await services.models.versions(name):
-            for variant in await services.variants.list(name, entry.upload.version):
-                yield variant
-
-
-async def _report_of(variant: Variant, services: Services) -> Report | None:
-    try:
-        return await services.variants.report(variant)
-    except NotFound:
-        return None
+    async def _report(self, variant: Variant) -> Report | None:
+        try:
+            return await self._services.variants.report(variant)
+        except NotFound:
+            return None
 
 
-async def _repeat(refresh: Callable[[], Awaitable[None]], *, every: float) -> None:
+async def _repeat(read: Callable[[], Awaitable[None]], *, every: float) -> None:
     while True:
         try:
-            await refresh()
+            await read()
         except Unavailable as error:
             log.warning("%s", error)
         await asyncio.sleep(every)
 
 
 async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    """Cancel a task until it ends: a Redis call can swallow one cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
 
 
 def _labels(variant: Variant) -> tuple[str, str, str]:

@@ -204,7 +204,11 @@ async def _keep(
     stop = asyncio.create_task(stopping.wait())
     while not stopping.is_set():
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, start_new_session=True, preexec_fn=_dies_with_us(at_death)
+            *command,
+            env=environment,
+            stdout=sys.stderr,  # our own standard output is for whoever waits for the address
+            start_new_session=True,
+            preexec_fn=_dies_with_us(at_death),
         )
         end = asyncio.create_task(process.wait())
         await asyncio.wait({end, stop}, return_when=asyncio.FIRST_COMPLETED)

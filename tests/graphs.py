@@ -57,5 +57,8 @@ def rows(count: int, *, channels: int = 3, side: int = 8, seed: int = 1) -> npt.
 
 def save_dataset(path: Path, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None = None) -> Path:
     """Write a `.npz` with the input array and, if given, labels."""
-    np.savez(path, **{INPUT: x}, **({"labels": labels} if labels is not None else {}))
+    if labels is None:
+        np.savez(path, x=x)
+    else:
+        np.savez(path, x=x, labels=labels)
     return path

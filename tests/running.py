@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,13 @@ def wait_until(condition: Callable[[], T], *, seconds: float = 30, what: str = "
             return answer
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s: {what or condition}")
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +113,12 @@ def running_service(folder: Path, *, prefix: tuple[str, ...] = (), **settings: s
             stderr=errors,
             start_new_session=True,
         )
-        try:
-            yield Service(url=_announced(process, log), pid=process.pid, data_dir=data_dir, log=log)
-        finally:
-            _stop(process)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                yield Service(url=_announced(process, log), pid=process.pid, data_dir=data_dir, log=log)
+            finally:
+                _stop(process)
 
 
 def _announced(process: "subprocess.Popen[bytes]", log: Path) -> str:

@@ -1,5 +1,7 @@
 """Published variants of a model: artifact, report and, written last, the record that makes them visible."""
 
+import asyncio
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -103,8 +105,13 @@ def _report_file(variant: Variant) -> str:
     return f"{variant.artifact.sha256[:16]}.report.json"
 
 
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class ArtifactCache:
-    """Local copies of artifacts for runners to load, each checked against its SHA-256 when it is made."""
+    """Local copies of artifacts for runners to load, each checked against its SHA-256 whenever it is asked for."""
 
     def __init__(self, store: Store, variants: Variants, *, folder: Path) -> None:
         self._store = store
@@ -118,7 +125,7 @@ class ArtifactCache:
             StoreUnavailable: the store's copy is not what was published.
         """
         kept = self._folder / f"{variant.artifact.sha256}.onnx"
-        if kept.exists():
+        if kept.exists() and await asyncio.to_thread(_sha256_of, kept) == variant.artifact.sha256:
             return kept
         self._folder.mkdir(parents=True, exist_ok=True)
         fresh = self._folder / f".{variant.artifact.sha256}.{id(variant)}"

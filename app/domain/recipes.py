@@ -27,13 +27,13 @@ class PtqStatic:
 
     technique: Literal["ptq_static"] = "ptq_static"
     toolchain: Literal["nncf"] = "nncf"
-    activations: Literal["symmetric", "asymmetric"] = "asymmetric"
+    activations: Literal["symmetric", "asymmetric"] = "symmetric"
     weights: Literal["symmetric", "asymmetric"] = "symmetric"
     activation_granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     weight_granularity: Literal["per_tensor", "per_channel"] = "per_channel"
     calibration_rows: int = 300
     seed: int = 0
-    bias_correction: Literal["none", "fast", "full"] = "fast"
+    bias_correction: Literal["none", "fast", "full"] = "full"
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

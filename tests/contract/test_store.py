@@ -16,7 +16,7 @@ import pytest
 from app.catalogue.store import Store, open_store
 from app.domain.errors import StoreUnavailable, UploadTooLarge
 from app.settings import S3
-from tests.running import wait_until
+from tests.running import free_port, wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,7 @@ class MotoServer:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[MotoServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -8,7 +8,7 @@ from app.domain.preprocessing import ImagePreprocessing
 from app.domain.variants import Artifact, Variant
 from workers.jobs.bench import Bench
 from workers.jobs.rows import Chosen
-from workers.sandbox import open_output
+from workers.sandbox import output_path
 from workers.stages import RowSource
 
 
@@ -43,7 +43,7 @@ async def bring_rows(bench: Bench, chosen: Chosen, *, preprocessing: ImagePrepro
 
 def inspect(bench: Bench, relative: str) -> Artifact:
     """Check that a stage's output is a plain file of its own, and return it as an artifact named by its hash."""
-    with open_output(bench.scratch, relative).open("rb") as file:
+    with output_path(bench.scratch, relative).open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)

@@ -9,7 +9,7 @@ from app.domain.variants import FLOAT32, Execution, Variant
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring, inspect
 from workers.jobs.measuring import forms_beside, make_report, measure_costs
-from workers.sandbox import open_output
+from workers.sandbox import output_path
 from workers.stages import (
     ConvertResult,
     ConvertSpec,
@@ -59,7 +59,7 @@ async def _publish(bench: Bench, upload: Upload, converted: ConvertResult, verif
     )
     report = make_report(variant, float32=variant, costs=costs, conversion=verified.conversion)
     async with bench.step("publishing", until=100):
-        with open_output(bench.scratch, converted.artifact).open("rb") as file:
+        with output_path(bench.scratch, converted.artifact).open("rb") as file:
             await bench.workshop.variants.publish(variant, artifact=file, report=report)
         await bench.workshop.models.publish(_manifest(upload, converted, verified))
 

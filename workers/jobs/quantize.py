@@ -15,7 +15,7 @@ from workers.jobs.bench import Bench, Workshop
 from workers.jobs.files import bring_artifact, bring_rows, inspect
 from workers.jobs.measuring import forms_beside, make_report, measure_costs, measure_score
 from workers.jobs.rows import Chosen, choose_calibration, choose_evaluation
-from workers.sandbox import open_output
+from workers.sandbox import output_path
 from workers.stages import Form, TransformResult, TransformSpec
 
 
@@ -46,7 +46,7 @@ async def quantize(bench: Bench) -> str:
     variants = bench.workshop.variants
     publish = variants.publish if bench.job.variant else variants.publish_numbered
     async with bench.step("publishing", until=100):
-        with open_output(bench.scratch, made).open("rb") as file:
+        with output_path(bench.scratch, made).open("rb") as file:
             published = await publish(variant, artifact=file, report=report)
     return published.name
 
