@@ -62,8 +62,14 @@ class JobWorker(Worker):
         self._on_attempt(job.id, time.monotonic() - began)
 
     def handle_job_failure(self, job: QueuedJob, queue: Queue, *args: object, **kwargs: object) -> None:
-        """Let `rq` try again; when it will not, have the job finished as lost."""
-        given_up = not job.should_retry and self._stopped_job_id != job.id
+        """Let `rq` try again; when it will not, have the job finished as lost.
+
+        A job that was stopped is final already. To rq it has failed: jobs that wait for a stopped one wait forever.
+        """
+        stopped = self._stopped_job_id == job.id
+        if stopped:
+            self._stopped_job_id, job.retries_left = None, 0
+        given_up = not job.should_retry and not stopped
         super().handle_job_failure(job, queue, *args, **kwargs)
         if given_up:
             self._lose(job)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from app.api.dependencies import Services
 from app.api.references import plain_reference
-from app.catalogue.shelf import Entry
+from app.catalogue.shelf import Entry, fail_upload
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import (
     IllegalTransition,
@@ -149,6 +149,7 @@ async def cancel(services: Services, job: Job) -> Job:
         raise IllegalTransition(f"Job {job.id} is {job.state} already: only a queued or running job can be cancelled.")
     cancelled = job.cancel(datetime.now(UTC))
     counted = await services.history.finish(cancelled, log=await services.live.log(job.id))
+    await fail_upload(counted, models=services.models, datasets=services.datasets)
     await services.queue.stop(job.id)
     await services.live.save(counted)
     if counted.state is not cancelled.state:

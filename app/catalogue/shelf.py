@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from app.catalogue.records import from_json, to_json
 from app.catalogue.store import Store, Written
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import DatasetNotFound, EmptyUpload, ModelNotFound, ModelNotReady, NotFound
+from app.domain.jobs import Job, JobError, JobKind, JobState
 from app.domain.models import ImportFailure, ModelManifest, ReadyState, Upload
 from app.domain.names import Reference, check_name
 
@@ -166,3 +168,14 @@ def model_shelf(store: Store) -> Shelf[ModelManifest]:
 def dataset_shelf(store: Store) -> Shelf[DatasetManifest]:
     """Return the shelf of datasets."""
     return Shelf(store, root="datasets", manifest=DatasetManifest, missing=DatasetNotFound)
+
+
+async def fail_upload(job: Job, *, models: Shelf[ModelManifest], datasets: Shelf[DatasetManifest]) -> None:
+    """Let an upload fail with the import job that should have read it; other jobs concern no upload."""
+    if job.kind is not JobKind.IMPORT or job.state is JobState.SUCCEEDED:
+        return
+    error = job.error or JobError(code="cancelled", message="The import was cancelled: upload the file again.")
+    failure = ImportFailure(code=error.code, message=error.message, failed_at=datetime.now(UTC))
+    reference = Reference.parse(job.model or job.dataset or "")
+    shelf = models if job.subject == "model" else datasets
+    await shelf.fail(reference.name, reference.version or 0, failure)

@@ -21,6 +21,22 @@ _WAIT_MS = 2000  # shorter than any socket time-out
 
 _JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
+# One step for Redis: a worker's last words about its progress must not undo a cancel that came in between.
+_SAVE_UNLESS_FINAL = """
+local before = redis.call('GET', KEYS[1])
+if before and cjson.decode(before)['finished_at'] ~= cjson.null then
+    return 0
+end
+redis.call('SET', KEYS[1], ARGV[1])
+if tonumber(ARGV[4]) > 0 then
+    redis.call('EXPIRE', KEYS[1], ARGV[4])
+end
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[2])
+redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[5], '*', 'job', ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+return 1
+"""
+
 
 class LiveJobs:
     """Every method raises QueueUnavailable when Redis does not answer."""
@@ -28,16 +44,17 @@ class LiveJobs:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # its annotations are unions over every protocol version and decoding
 
-    async def save(self, job: Job) -> None:
-        """Write a job's state and tell whoever follows it."""
-        record, expiry = _JOB.dump_json(job), KEEP_FINAL_SECONDS if job.state.final else None
+    async def save(self, job: Job) -> bool:
+        """Write a job's state and tell whoever follows it; a job that is final already stays as it is.
+
+        Returns:
+            Whether it was written.
+        """
+        keys = (_job(job.id), _events(job.id), "octet:jobs")
+        record, expiry = _JOB.dump_json(job), KEEP_FINAL_SECONDS if job.state.final else 0
+        values = (record, job.id, job.created_at.timestamp(), expiry, MOST_EVENTS, KEEP_FINAL_SECONDS)
         with _translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(_job(job.id), record, ex=expiry)
-                pipe.zadd("octet:jobs", {job.id: job.created_at.timestamp()})
-                pipe.xadd(_events(job.id), {"job": record}, maxlen=MOST_EVENTS)
-                pipe.expire(_events(job.id), KEEP_FINAL_SECONDS)
-                await pipe.execute()
+            return bool(await self._redis.eval(_SAVE_UNLESS_FINAL, len(keys), *keys, *values))
 
     async def forget(self, job: str) -> None:
         """Drop a job that was never queued."""

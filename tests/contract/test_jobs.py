@@ -59,6 +59,18 @@ def test_jobs_are_listed_newest_first_and_counted_by_state(redis: Redis) -> None
     with_live(redis, scenario)
 
 
+def test_progress_told_late_does_not_undo_a_cancel(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        running = new_job().start(NOW)
+        assert await live.save(running)
+        assert await live.save(cancelled := running.cancel(NOW))
+        assert not await live.save(replace(running, percent=50.0))
+        assert await live.get(running.id) == cancelled
+        assert [event async for event in live.follow(running.id)][-1][1] == cancelled  # type: ignore[index]
+
+    with_live(redis, scenario)
+
+
 def test_a_follower_sees_every_state_until_the_last(redis: Redis) -> None:
     async def scenario(live: LiveJobs) -> None:
         job = new_job()

@@ -62,6 +62,29 @@ def test_a_job_whose_worker_is_killed_runs_again_and_succeeds_once(
     assert not alive
 
 
+def test_a_cancelled_job_stops_at_once_and_the_next_one_runs(own: Service, client: Octet, victim: Prepared) -> None:
+    job = client.quantize(victim.name, calibration=victim.calibration, variant="cancelled", recipe=PtqStatic())
+    wait_until(partial(_running, client, job.id), what="the job runs")
+    assert client.cancel(job.id).state is JobState.CANCELLED
+    after = client.quantize(victim.name, calibration=victim.calibration, variant="after-the-cancel", recipe=PtqStatic())
+    assert client.wait(after.id, timeout_seconds=120).state is JobState.SUCCEEDED
+    assert client.job(job.id).state is JobState.CANCELLED
+    assert "cancelled" not in [variant.name for variant in client.variants(victim.name)]
+    assert not own.children("workers.stage_child")
+
+
+def test_jobs_that_wait_for_a_cancelled_import_fail_with_that_reason(client: Octet, tmp_path: Path) -> None:
+    model = client.upload_model(save_classifier(tmp_path / "m.onnx"), name=f"unread-{secrets.token_hex(4)}")
+    client.upload_dataset(graphs.save_dataset(tmp_path / "rows.npz", graphs.rows(50, side=SIDE)), name=model.name)
+    job = client.quantize(model.reference, calibration=model.name, recipe=PtqStatic())
+    wait_until(partial(_running, client, model.import_job), what="the import runs")
+    client.cancel(model.import_job)
+    final = client.wait(job.id, timeout_seconds=60)
+    assert final.error is not None
+    assert (final.error.code, "was cancelled" in final.error.message) == ("model_not_ready", True)
+    assert client.model(model.reference).state == "failed"
+
+
 def test_a_runner_killed_under_load_costs_no_answer(own: Service, client: Octet, victim: Prepared) -> None:
     expected = client.predict(f"{victim.name}@int8", victim.x[:1]).output
     client.unload(f"{victim.name}@float32")

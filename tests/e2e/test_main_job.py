@@ -91,8 +91,8 @@ def test_resnet20_keeps_its_accuracy_in_int8(octet: Octet, tmp_path: Path, kind:
     artifact = octet.download(f"{name}@int8", to=tmp_path)
     session = onnxruntime.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
     answers = np.concatenate([session.run(None, {"x": x[i : i + 500]})[0].argmax(1) for i in range(0, 10_000, 500)])
-    # the engines round differently: the same accuracy within what ten rows in ten thousand are worth
-    assert abs(float((answers == images["y_test"]).mean()) - report.accuracy.measured["int8"].value) <= 0.002
+    # the engines round differently where a sum falls between two steps: the same tolerance as against float32
+    assert abs(float((answers == images["y_test"]).mean()) - report.accuracy.measured["int8"].value) <= 0.004
 
 
 def test_a_large_upload_does_not_grow_the_gateway(service: Service, octet: Octet, tmp_path: Path) -> None:

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
+from app.catalogue.shelf import fail_upload
 from app.domain.errors import InternalFailure, OctetError, QueueUnavailable, WorkerLost
-from app.domain.jobs import Job, JobError, JobKind, JobState
-from app.domain.models import ImportFailure
-from app.domain.names import Reference
+from app.domain.jobs import Job, JobError, JobKind
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.evaluate import evaluate
 from workers.jobs.imports import import_upload
@@ -66,26 +65,17 @@ async def _run(job: Job, workshop: Workshop) -> Job:
 
 async def _finish(job: Job, workshop: Workshop) -> None:
     final = await workshop.history.finish(job, log=await _log_of(job, workshop))
-    await fail_upload(final, workshop)
+    await fail_upload(final, models=workshop.models, datasets=workshop.datasets)
     deadline = asyncio.get_running_loop().time() + _TELL_FOR_SECONDS
     while True:
         try:
-            return await workshop.live.save(final)
+            await workshop.live.save(final)
         except QueueUnavailable:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(1)
-
-
-async def fail_upload(job: Job, workshop: Workshop) -> None:
-    """Let an upload fail with the import that should have read it."""
-    if job.kind is not JobKind.IMPORT or job.state is JobState.SUCCEEDED:
-        return
-    error = job.error or JobError(code="cancelled", message="The import was cancelled: upload the file again.")
-    failure = ImportFailure(code=error.code, message=error.message, failed_at=datetime.now(UTC))
-    shelf = workshop.models if job.subject == "model" else workshop.datasets
-    reference = Reference.parse(job.model or job.dataset or "")
-    await shelf.fail(reference.name, reference.version or 0, failure)
+        else:
+            return
 
 
 async def _log_of(job: Job, workshop: Workshop) -> str:

@@ -1,6 +1,7 @@
 """Files on their way between the store and a job's scratch folder, checked in both directions."""
 
 import hashlib
+import shutil
 
 from app.catalogue.store import CHUNK_BYTES
 from app.domain.errors import StoreUnavailable
@@ -49,3 +50,15 @@ def inspect(bench: Bench, relative: str) -> Artifact:
             digest.update(chunk)
         size, sha256 = file.tell(), digest.hexdigest()
     return Artifact(file=f"{sha256}.onnx", size_bytes=size, sha256=sha256)
+
+
+def keep_only(bench: Bench, *outputs: str) -> None:
+    """Go on in a fresh scratch folder that holds these outputs of a stage, each checked, and nothing else it left."""
+    fresh = bench.scratch.with_name("checked")
+    fresh.mkdir(mode=0o700)
+    for relative in outputs:
+        file = output_path(bench.scratch, relative)
+        (fresh / relative).parent.mkdir(parents=True, exist_ok=True)
+        file.rename(fresh / relative)
+    shutil.rmtree(bench.scratch)
+    bench.scratch = fresh

@@ -7,7 +7,7 @@ from app.domain.models import ModelManifest, Upload
 from app.domain.names import Reference
 from app.domain.variants import FLOAT32, Execution, Variant
 from workers.jobs.bench import Bench
-from workers.jobs.files import bring, inspect
+from workers.jobs.files import bring, inspect, keep_only
 from workers.jobs.measuring import forms_beside, make_report, measure_costs
 from workers.sandbox import output_path
 from workers.stages import (
@@ -35,6 +35,7 @@ async def _import_model(bench: Bench) -> str:
         upload = await bring(bench, shelf.upload_path(entry), name=entry.upload.file, sha256=entry.upload.sha256)
     async with bench.step("converting to ONNX", until=45):
         converted = await bench.stage("convert", ConvertSpec(upload=upload), gives=ConvertResult, until=45)
+    keep_only(bench, converted.artifact, converted.samples)  # `convert` may have executed what was uploaded
     async with bench.step("checking against the original", until=60):
         spec = VerifySpec(artifact=converted.artifact, samples=converted.samples, original=converted.original)
         verified = await bench.stage("verify", spec, gives=VerifyResult, until=60)
