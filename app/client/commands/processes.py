@@ -26,8 +26,10 @@ Processes = Annotated[int | None, _option("OCTET_GATEWAY_PROCESSES", "Gateway pr
 LogLevel = Annotated[str | None, _option("OCTET_LOG_LEVEL", "debug, info, warning or error.")]
 
 
-@app.command()
-def serve(
+@app.command("serve", help="Start all of Octet on this machine: Redis, gateway, worker, runners on demand.")
+@app.command("gateway", help="Start a gateway: the HTTP API and the runners it needs.")
+def launch(
+    context: typer.Context,
     *,
     host: Host = None,
     port: Port = None,
@@ -37,33 +39,9 @@ def serve(
     processes: Processes = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Start all of Octet on this machine: Redis, gateway, worker, runners on demand."""
+    """Become what the command is called."""
     _become(
-        ["app.launcher", "serve"],
-        host=host,
-        port=port,
-        data_dir=data_dir,
-        store_url=store_url,
-        redis_url=redis_url,
-        gateway_processes=processes,
-        log_level=log_level,
-    )
-
-
-@app.command()
-def gateway(
-    *,
-    host: Host = None,
-    port: Port = None,
-    data_dir: DataDir = None,
-    store_url: StoreUrl = None,
-    redis_url: RedisUrl = None,
-    processes: Processes = None,
-    log_level: LogLevel = None,
-) -> None:
-    """Start a gateway: the HTTP API and the runners it needs."""
-    _become(
-        ["app.launcher", "gateway"],
+        ["app.launcher", context.info_name or ""],
         host=host,
         port=port,
         data_dir=data_dir,
