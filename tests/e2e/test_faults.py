@@ -151,7 +151,10 @@ def test_a_disk_that_fills_up_during_an_upload_leaves_nothing_behind(tmp_path: P
     store.mkdir()
     mount = f'mount -t tmpfs -o size=24m tmpfs {store} && exec "$@"'
     prefix = ("unshare", "--mount", "sh", "-c", mount, "sh")
-    with running_service(tmp_path, prefix=prefix, OCTET_STORE_URL=str(store)) as small, Octet(small.url) as client:
+    with (
+        running_service(tmp_path, prefix=prefix, settings={"OCTET_STORE_URL": str(store)}) as small,
+        Octet(small.url) as client,
+    ):
         big = tmp_path / "big.onnx"
         big.write_bytes(bytes(40_000_000))
         with pytest.raises(StoreFull):

@@ -27,7 +27,7 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards" / "o
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An Octet with two gateway processes, whose numbers must add up."""
-    with running_service(tmp_path_factory.mktemp("own"), OCTET_GATEWAY_PROCESSES="2") as started:
+    with running_service(tmp_path_factory.mktemp("own"), settings={"OCTET_GATEWAY_PROCESSES": "2"}) as started:
         yield started
 
 
