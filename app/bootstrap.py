@@ -4,18 +4,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from app import __version__
 from app.api.dependencies import RequestLimits, Services
+from app.api.imports import mend_imports
+from app.api.intake import Intake
+from app.catalogue.cache import ArtifactCache
 from app.catalogue.history import JobHistory
 from app.catalogue.routing import Routing
 from app.catalogue.shelf import dataset_shelf, model_shelf
 from app.catalogue.store import Store, open_store
-from app.catalogue.variants import ArtifactCache, Variants
-from app.domain.errors import NotFound, Unavailable
+from app.catalogue.variants import Variants
+from app.domain.errors import NotFound, OctetError, RecordUnreadable, Unavailable
 from app.domain.reports import Report
 from app.domain.variants import Variant
 from app.jobs.live import LiveJobs
@@ -53,16 +57,25 @@ class PoolInstruments:
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Open everything the gateway's routes call."""
     async with AsyncExitStack() as stack:
-        redis_url = settings.redis_url or "redis://127.0.0.1:6379"
+        redis_url = settings.require_redis()
         patience = _REDIS_TIMEOUT_SECONDS
         redis = AsyncRedis.from_url(redis_url, socket_timeout=patience, socket_connect_timeout=patience)
+        followers = AsyncRedis.from_url(
+            redis_url,
+            socket_timeout=patience,
+            socket_connect_timeout=patience,
+            max_connections=settings.max_followers,
+        )
         queue_redis = Redis.from_url(redis_url, socket_timeout=patience, socket_connect_timeout=patience)
         await stack.enter_async_context(redis)
+        await stack.enter_async_context(followers)
         stack.enter_context(queue_redis)
         store = open_store(settings.store, s3=settings.s3)
         instruments, variants = Instruments(version=__version__), Variants(store)
+        cache = ArtifactCache(store, variants, folder=settings.cache_dir, most_bytes=settings.cache_bytes)
+        cache.sweep()
         pool = RunnerPool(
-            fetch=ArtifactCache(store, variants, folder=settings.cache_dir).fetch,
+            fetch=cache.fetch,
             observer=PoolInstruments(instruments),
             limits=_pool_limits(settings),
         )
@@ -71,21 +84,27 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings,
             store=store,
             variants=variants,
-            redis=redis,
+            live=LiveJobs(redis, followers=followers, most_followers=settings.max_followers),
             queue_redis=queue_redis,
             pool=pool,
             instruments=instruments,
         )
-        readings = Readings()
-        instruments.collect_also(ReadingsCollector(readings))
-        reader = _Reader(services, readings)
-        for read, seconds in (
-            (reader.read_jobs, _LIVE_EVERY_SECONDS),
-            (reader.read_runners, _LIVE_EVERY_SECONDS),
-            (reader.read_catalogue, _CATALOGUE_EVERY_SECONDS),
-        ):
-            stack.push_async_callback(_stop, asyncio.create_task(_repeat(read, every=seconds)))
+        _go_on_in_the_background(services, stack)
         yield services
+
+
+def _go_on_in_the_background(services: Services, stack: AsyncExitStack) -> None:
+    """Read what `/metrics` shows, and mend what a lost Redis has forgotten, until the stack closes."""
+    readings = Readings()
+    services.instruments.collect_also(ReadingsCollector(readings))
+    reader = _Reader(services, readings)
+    for do, seconds in (
+        (reader.read_jobs, _LIVE_EVERY_SECONDS),
+        (reader.read_runners, _LIVE_EVERY_SECONDS),
+        (reader.read_catalogue, _CATALOGUE_EVERY_SECONDS),
+        (partial(mend_imports, services), _CATALOGUE_EVERY_SECONDS),
+    ):
+        stack.push_async_callback(_stop, asyncio.create_task(_repeat(do, every=seconds)))
 
 
 def _assemble(
@@ -93,7 +112,7 @@ def _assemble(
     *,
     store: Store,
     variants: Variants,
-    redis: AsyncRedis,
+    live: LiveJobs,
     queue_redis: Redis,
     pool: RunnerPool,
     instruments: Instruments,
@@ -106,7 +125,7 @@ def _assemble(
         variants=variants,
         routing=Routing(store, models=models, variants=variants),
         history=JobHistory(store),
-        live=LiveJobs(redis),
+        live=live,
         queue=JobQueue(
             queue_redis,
             timeout_seconds=settings.job_timeout_seconds,
@@ -115,7 +134,13 @@ def _assemble(
         ),
         pool=pool,
         instruments=instruments,
-        limits=RequestLimits(max_upload_bytes=settings.max_upload_bytes, max_predict_bytes=settings.max_predict_bytes),
+        limits=RequestLimits(
+            max_upload_bytes=settings.max_upload_bytes,
+            max_predict_bytes=settings.max_predict_bytes,
+            max_json_bytes=settings.max_json_bytes,
+            body_timeout_seconds=settings.body_timeout_seconds,
+        ),
+        intake=Intake(most_bytes=settings.max_predict_bytes_in_flight),
     )
 
 
@@ -127,6 +152,8 @@ def _pool_limits(settings: Settings) -> PoolLimits:
         request_timeout_seconds=settings.predict_timeout_seconds,
         max_batch_size=settings.max_batch_size,
         max_queued=settings.max_queued_predictions,
+        max_answer_bytes=settings.max_answer_bytes,
+        memory_bytes=settings.runner_memory_bytes,
     )
 
 
@@ -141,13 +168,17 @@ class _Reader:
 
     async def read_jobs(self) -> None:
         """Read Redis: whether it answers, how many jobs wait, and in which state they are."""
-        self._readings.redis_up = False
-        self._readings.jobs = await self._services.live.count()
-        self._readings.queue_depth = await self._services.queue.depth()
+        try:
+            self._readings.jobs = await self._services.live.count()
+            self._readings.queue_depth = await self._services.queue.depth()
+        except Unavailable:
+            self._readings.redis_up = False
+            raise
         self._readings.redis_up = True
 
     async def read_runners(self) -> None:
-        """Read the memory of every runner; one that is gone has none."""
+        """Read the memory of every runner; one that is gone has none, nor has one whose gateway was killed."""
+        self._services.instruments.forget_dead()
         gauge, pool = self._services.instruments.runner_memory, self._services.pool
         loaded = {_labels(held.variant) for held in pool.loaded()}
         for labels in self._shown - loaded:  # several processes share the file, so a label cannot be taken back
@@ -172,7 +203,8 @@ class _Reader:
     async def _report(self, variant: Variant) -> Report | None:
         try:
             return await self._services.variants.report(variant)
-        except NotFound:
+        except (NotFound, RecordUnreadable) as error:
+            log.warning("%s", error)
             return None
 
 
@@ -180,7 +212,7 @@ async def _repeat(read: Callable[[], Awaitable[None]], *, every: float) -> None:
     while True:
         try:
             await read()
-        except Unavailable as error:
+        except OctetError as error:
             log.warning("%s", error)
         await asyncio.sleep(every)
 

@@ -5,31 +5,34 @@ gateway, a worker; and starts again what dies. It is not a second implementation
 """
 
 import asyncio
-import ctypes
 import fcntl
 import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import httpx
-import redis.asyncio
-from redis.exceptions import RedisError
-
-from app.settings import Settings
+from app.catalogue.store import open_store
+from app.domain.errors import OctetError
+from app.settings import Settings, SettingsInvalid, read_settings
+from app.supervision import Program, kept_running
 
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_RESTART_SECONDS = 0.5
+_METRICS_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_\d+\.db")
 _GATEWAY_GRACE_SECONDS = 15
 _WORKER_GRACE_SECONDS = 10
 _REDIS_GRACE_SECONDS = 10
 _READY_SECONDS = 60
+_ASK_SECONDS = 5
+_OK = 200
 
 
 class LaunchFailed(Exception):
@@ -39,27 +42,33 @@ class LaunchFailed(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `serve` or `gateway`; return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    settings = Settings()
-    if words == ["gateway"]:
-        return run_gateway(settings)
-    if words == ["serve"]:
-        try:
-            return asyncio.run(serve(settings))
-        except LaunchFailed as error:
-            sys.stderr.write(f"octet: {error}\n")
-            return 1
-    sys.stderr.write("usage: python -m app.launcher serve|gateway\n")
-    return 2
+    if words not in (["serve"], ["gateway"]):
+        sys.stderr.write("usage: python -m app.launcher serve|gateway\n")
+        return 2
+    os.umask(0o077)  # models and what is predicted on are nobody else's business
+    try:
+        settings = read_settings()
+        return asyncio.run(serve(settings)) if words == ["serve"] else run_gateway(settings)
+    except SettingsInvalid as error:
+        sys.stderr.write(f"octet: {error}\n")
+        return 2
+    except LaunchFailed as error:
+        sys.stderr.write(f"octet: {error}\n")
+        return 1
 
 
 def run_gateway(settings: Settings) -> int:
-    """Serve HTTP until told to stop, in as many processes as the settings say."""
-    with tempfile.TemporaryDirectory(prefix="octet-metrics-") as shared:
-        if settings.metrics_dir is not None:
-            os.environ[_METRICS_VARIABLE] = str(settings.metrics_dir)
-        elif settings.gateway_processes > 1:
-            os.environ[_METRICS_VARIABLE] = shared
-        import uvicorn  # noqa: PLC0415 - whatever it imports must see the variable above
+    """Serve HTTP until told to stop, in as many processes as the settings say.
+
+    Raises:
+        SettingsInvalid, LaunchFailed: it cannot.
+    """
+    settings.require_redis()
+    with _shared_metrics(settings):
+        _check_store(settings)
+        import uvicorn  # noqa: PLC0415 - whatever it imports must see the metrics' folder
+
+        from app.api.http_protocol import BoundedHttpProtocol  # noqa: PLC0415
 
         uvicorn.run(
             "app.main:create_app",
@@ -67,6 +76,8 @@ def run_gateway(settings: Settings) -> int:
             host=settings.host,
             port=settings.port,
             workers=settings.gateway_processes,
+            http=BoundedHttpProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -75,8 +86,31 @@ def run_gateway(settings: Settings) -> int:
     return 0
 
 
+@contextmanager
+def _shared_metrics(settings: Settings) -> Iterator[None]:
+    """Name a folder for the metrics of several processes, of our own if none was named.
+
+    One process needs none, and could not remove it: uvicorn ends a single process with the signal that stopped it.
+    """
+    if _METRICS_VARIABLE in os.environ:  # the folder of whoever started us, and not ours to empty
+        yield
+    elif settings.metrics_dir is not None:
+        os.environ[_METRICS_VARIABLE] = str(_emptied(settings.metrics_dir))
+        yield
+    elif settings.gateway_processes > 1:
+        with tempfile.TemporaryDirectory(prefix="octet-metrics-") as folder:
+            os.environ[_METRICS_VARIABLE] = folder
+            yield
+    else:
+        yield
+
+
 async def serve(settings: Settings) -> int:
-    """Run a whole Octet until SIGINT or SIGTERM, then stop it in order: gateway, worker, Redis."""
+    """Run a whole Octet until SIGINT or SIGTERM, then stop it in order: gateway, worker, Redis.
+
+    Raises:
+        LaunchFailed: it does not become ready.
+    """
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -84,14 +118,21 @@ async def serve(settings: Settings) -> int:
     async with AsyncExitStack() as stack:
         stack.enter_context(_owned(settings.data_dir))
         port = _free_port(settings.host, settings.port)
+        _check_store(settings)
         environment = await _environment(settings, stack, port=port)
-        await stack.enter_async_context(
-            _kept_running([python, "-m", "workers"], environment, grace=_WORKER_GRACE_SECONDS, at_death=signal.SIGKILL)
+        worker = Program(
+            command=[python, "-m", "workers"],
+            environment=environment,
+            grace=_WORKER_GRACE_SECONDS,
+            at_death=signal.SIGKILL,
         )
-        gateway = [python, "-m", "app.launcher", "gateway"]
-        await stack.enter_async_context(_kept_running(gateway, environment, grace=_GATEWAY_GRACE_SECONDS))
-        url = f"http://{settings.host}:{port}"
-        if await _until(lambda: _answers(f"{url}/readyz"), unless=stopping):
+        gateway = Program(
+            command=[python, "-m", "app.launcher", "gateway"], environment=environment, grace=_GATEWAY_GRACE_SECONDS
+        )
+        await stack.enter_async_context(kept_running(worker))
+        await stack.enter_async_context(kept_running(gateway))
+        if await _become_ready(gateway, host=settings.host, port=port, stopping=stopping):
+            url = f"http://{settings.host}:{port}"
             sys.stdout.write(f"Octet is ready at {url} (API: {url}/docs, metrics: {url}/metrics). Ctrl-C stops it.\n")
             sys.stdout.flush()
         await stopping.wait()
@@ -99,11 +140,36 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+async def _become_ready(gateway: Program, *, host: str, port: int, stopping: asyncio.Event) -> bool:
+    """Wait for the gateway; return False if Octet is told to stop before.
+
+    Raises:
+        LaunchFailed: it does not become ready; the message says what is missing, as far as it answers.
+    """
+    lacking: list[str] = ["the gateway does not answer"]
+
+    async def ready() -> bool:
+        lacking[:] = await asyncio.to_thread(_lacking, host, port)
+        return not lacking
+
+    if await _until(ready, unless=lambda: stopping.is_set() or gateway.hopeless):
+        return True
+    if stopping.is_set():
+        return False
+    if gateway.hopeless:
+        raise LaunchFailed(
+            f"the gateway ended {gateway.early_ends} times before it was ready: its messages above say why."
+        )
+    raise LaunchFailed(
+        f"it was not ready within {_READY_SECONDS} s ({', '.join(lacking)}): see the messages above, and the settings "
+        "in docs/configuration.md."
+    )
+
+
 async def _environment(settings: Settings, stack: AsyncExitStack, *, port: int) -> dict[str, str]:
     """Return what the processes are told, after starting a Redis if none was named."""
     shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="octet-")))
-    metrics = settings.metrics_dir or shared / "metrics"
-    metrics.mkdir(parents=True, exist_ok=True)
+    metrics = _emptied(settings.metrics_dir or shared / "metrics")
     folder = settings.data_dir.absolute() / "redis"
     folder.mkdir(exist_ok=True)
     redis_url = settings.redis_url or await _start_redis(folder, shared, stack)
@@ -114,6 +180,25 @@ async def _environment(settings: Settings, stack: AsyncExitStack, *, port: int) 
         _METRICS_VARIABLE: str(metrics),
         "OCTET_PORT": str(port),
     }
+
+
+def _emptied(folder: Path) -> Path:
+    """Make a folder for metrics; what an earlier run left there would be counted again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchFailed(f"{folder} cannot be made ({error.strerror}): take another OCTET_METRICS_DIR.") from error
+    for file in folder.iterdir():
+        if _METRICS_FILE.fullmatch(file.name):
+            file.unlink()
+    return folder.absolute()
+
+
+def _check_store(settings: Settings) -> None:
+    try:
+        open_store(settings.store, s3=settings.s3)
+    except OctetError as error:
+        raise LaunchFailed(error.message) from error
 
 
 async def _start_redis(folder: Path, sockets: Path, stack: AsyncExitStack) -> str:
@@ -129,11 +214,11 @@ async def _start_redis(folder: Path, sockets: Path, stack: AsyncExitStack) -> st
         "--loglevel": "warning",
     }
     command = [_redis_server(), *(word for pair in options.items() for word in pair)]
-    await stack.enter_async_context(_kept_running(command, dict(os.environ), grace=_REDIS_GRACE_SECONDS))
-    url = f"unix://{path}"
-    if not await _until(lambda: _pings(url)):
-        raise LaunchFailed(f"the embedded Redis did not start within {_READY_SECONDS} s; its messages are above.")
-    return url
+    server = Program(command=command, environment=dict(os.environ), grace=_REDIS_GRACE_SECONDS)
+    await stack.enter_async_context(kept_running(server))
+    if not await _until(lambda: _pings(path), unless=lambda: server.hopeless):
+        raise LaunchFailed(f"the embedded Redis does not start on the data in {folder}: see its messages above.")
+    return f"unix://{path}"
 
 
 def _redis_server() -> str:
@@ -171,93 +256,40 @@ def _free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-@asynccontextmanager
-async def _kept_running(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    grace: float,
-    at_death: signal.Signals = signal.SIGTERM,
-) -> AsyncIterator[None]:
-    """Run a program for as long as the block, again whenever it ends; then end it, by force after `grace` seconds.
-
-    Args:
-        at_death: what the program is sent if this process dies without stopping it.
-    """
-    stopping = asyncio.Event()
-    keeper = asyncio.create_task(_keep(command, environment, stopping, grace=grace, at_death=at_death))
-    try:
-        yield
-    finally:
-        stopping.set()
-        await keeper
-
-
-async def _keep(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    stopping: asyncio.Event,
-    *,
-    grace: float,
-    at_death: signal.Signals,
-) -> None:
-    stop = asyncio.create_task(stopping.wait())
-    while not stopping.is_set():
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=environment,
-            stdout=sys.stderr,  # our own standard output is for whoever waits for the address
-            start_new_session=True,
-            preexec_fn=_dies_with_us(at_death),
-        )
-        end = asyncio.create_task(process.wait())
-        await asyncio.wait({end, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.is_set():
-            name = " ".join(Path(word).name for word in command[:3])
-            sys.stderr.write(f"octet: {name} ended with {process.returncode} and is started again.\n")
-            await asyncio.sleep(_RESTART_SECONDS)
-            continue
-        with suppress(ProcessLookupError):
-            process.terminate()
-        done, _ = await asyncio.wait({end}, timeout=grace)
-        if not done:
-            process.kill()
-            await end
-
-
-def _dies_with_us(number: signal.Signals) -> Callable[[], None]:
-    prctl, set_death_signal = ctypes.CDLL(None).prctl, 1
-
-    def before_exec() -> None:
-        prctl(set_death_signal, number)
-
-    return before_exec
-
-
-async def _until(ready: Callable[[], Awaitable[bool]], *, unless: asyncio.Event | None = None) -> bool:
-    """Wait until something is ready; return False if it is not in time, or if `unless` is set first."""
+async def _until(ready: Callable[[], Awaitable[bool]], *, unless: Callable[[], bool]) -> bool:
+    """Wait until something is ready; return False if it is not in time, or if `unless` becomes true first."""
     deadline = asyncio.get_running_loop().time() + _READY_SECONDS
-    while asyncio.get_running_loop().time() < deadline and not (unless and unless.is_set()):
+    while asyncio.get_running_loop().time() < deadline and not unless():
         if await ready():
             return True
         await asyncio.sleep(0.05)
     return False
 
 
-async def _pings(url: str) -> bool:
-    async with redis.asyncio.Redis.from_url(url) as client:
-        try:
-            return bool(await client.ping())
-        except (RedisError, OSError):
-            return False
+async def _pings(path: Path) -> bool:
+    """Whether a Redis answers at a socket; it is `loading` first."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"PING\r\n")
+        answer = await reader.readline()
+        writer.close()
+    except OSError:
+        return False
+    return answer.startswith(b"+PONG")
 
 
-async def _answers(url: str) -> bool:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        try:
-            return (await client.get(url)).is_success
-        except httpx.HTTPError:
-            return False
+def _lacking(host: str, port: int) -> list[str]:
+    """Return what keeps a gateway from being ready, nothing if it is."""
+    connection = HTTPConnection(host, port, timeout=_ASK_SECONDS)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        checks = json.loads(answer.read())["checks"]
+    except (OSError, HTTPException, ValueError, KeyError):
+        return ["the gateway does not answer"]
+    finally:
+        connection.close()
+    return [] if answer.status == _OK else [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Fixtures that many tests share: an embedded Redis, and a whole Octet as a user starts it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.running import Redis, Service, running_redis, running_service
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 
 
 @pytest.fixture(scope="session")

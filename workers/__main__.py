@@ -1,16 +1,20 @@
 """`python -m workers`: one worker."""
 
+import os
 import sys
 
-from app.settings import Settings
+from app.settings import SettingsInvalid, read_settings
 from workers.bootstrap import work
 
 
 def main() -> int:
     """Run a worker; return the exit status."""
-    settings = Settings()
-    if settings.redis_url is None:
-        sys.stderr.write("A worker needs OCTET_REDIS_URL: set it, or run `octet serve`, which brings a Redis.\n")
+    os.umask(0o077)  # as the launcher's: what a worker writes is nobody else's business
+    try:
+        settings = read_settings()
+        settings.require_redis()
+    except SettingsInvalid as error:
+        sys.stderr.write(f"octet: {error}\n")
         return 2
     work(settings)
     return 0

@@ -40,7 +40,7 @@ def lose_job(job: str) -> None:
 def work(settings: Settings) -> None:
     """Take jobs until told to stop. Opens nothing but Redis: what has threads is opened after the fork."""
     configure(settings.log_level)
-    _check_sandbox(allow_unsandboxed=settings.allow_unsandboxed)
+    check_sandbox(allow_unsandboxed=settings.allow_unsandboxed)
     sweep(settings.scratch_dir)
     redis = Redis.from_url(settings.redis_url or "")
     instruments = Instruments(version=__version__)
@@ -49,6 +49,7 @@ def work(settings: Settings) -> None:
 
     def on_attempt(job_id: str, seconds: float) -> None:
         _observe(instruments, redis, job_id, seconds)
+        sweep(settings.scratch_dir)  # a job that was stopped could not tidy up itself
 
     worker = JobWorker(redis, lost_after_seconds=settings.job_lost_after_seconds, on_attempt=on_attempt)
     worker.work(logging_level=settings.log_level.upper())
@@ -81,7 +82,8 @@ async def _in_workshop(job: str, use: Callable[[str, Workshop], Awaitable[None]]
         await use(job, workshop)
 
 
-def _check_sandbox(*, allow_unsandboxed: bool) -> None:
+def check_sandbox(*, allow_unsandboxed: bool) -> None:
+    """Say what the kernel lacks to confine uploads, and what follows."""
     missing = missing_protections()
     if not missing:
         return

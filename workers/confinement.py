@@ -1,6 +1,6 @@
-"""What a stage's process takes from itself before it reads anything foreign: files, network, programs, privileges.
+"""What a process takes from itself before it reads anything foreign: files, network, programs, privileges.
 
-Applied in the child by `workers.stage_child`; `workers.sandbox` watches from outside.
+Applied in the child: by `workers.stage_child`, which `workers.sandbox` watches from outside, and by a runner.
 """
 
 import ctypes
@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+import tempfile
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +23,7 @@ MAX_OPEN_FILES = 1024
 # Thread stacks and what allocators reserve ahead count too; the watchdog counts what is really used.
 _DATA_MARGIN_BYTES = 2 * 2**30
 
-_PR_SET_PDEATHSIG, _PR_GET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 21, 24, 38
+_PR_GET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 21, 24, 38
 _LAST_CAPABILITY = 63
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -40,16 +42,19 @@ _SYSTEM = (
     "/usr/local/lib",
     "/etc/ld.so.cache",
     "/etc/localtime",
-    "/proc/self",
     "/proc/cpuinfo",
     "/proc/meminfo",
     "/proc/stat",
     "/sys/devices/system",
-    "/sys/fs/cgroup",
     "/sys/kernel/mm/transparent_hugepage",
     "/dev/urandom",
     "/dev/random",
 )
+# Of a process's own entries only these: its `net` would show every connection and local socket of the machine.
+_OWN_FILES = ("auxv", "cgroup", "maps", "smaps_rollup", "stat", "statm", "status")
+_OWN_FOLDERS = ("fd", "task")
+# What a runner needs beyond a stage: to answer on the socket it was born with, in memory that it passes on.
+_RUNNER_CALLS = ("sendmsg", "memfd_create")
 
 
 @cache
@@ -95,31 +100,61 @@ def confine(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: fl
     Raises:
         OSError: the kernel refused a measure that it offers.
     """
-    _limit(memory_bytes=memory_bytes, scratch_bytes=scratch_bytes, seconds=seconds)
+    _limit(
+        {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+            resource.RLIMIT_FSIZE: scratch_bytes,
+            resource.RLIMIT_DATA: memory_bytes + _DATA_MARGIN_BYTES,
+            resource.RLIMIT_CPU: int(seconds * (os.cpu_count() or 1)) + 60,
+        }
+    )
+    # A file that grows too large is an error to report, not the end of the process.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _be_first_to_go()
+    _shut([(scratch, _SCRATCH)])
+
+
+def confine_runner(artifact: Path, *, memory_bytes: int) -> tuple[str, ...]:
+    """Leave a runner one file to read, no folder to be in, and nothing to write; return what the machine lacks for it.
+
+    The process must have no threads yet: they would stay as they are.
+
+    Raises:
+        OSError: the kernel refused a measure that it offers.
+    """
+    _limit({resource.RLIMIT_CORE: 0, resource.RLIMIT_DATA: memory_bytes + _DATA_MARGIN_BYTES})
+    _be_nowhere()
+    searched = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    _shut([(artifact, _READ), *((Path(folder), _READ) for folder in searched if folder)], calls=_RUNNER_CALLS)
+    return missing_protections()
+
+
+def _be_nowhere() -> None:
+    """Make the working directory one that is removed already: a relative path then leads to no file."""
+    try:
+        nowhere = Path(tempfile.mkdtemp(prefix="octet-runner-"))
+    except OSError:
+        os.chdir("/")  # no folder for temporary files: Landlock has to do
+        return
+    os.chdir(nowhere)
+    nowhere.rmdir()
+
+
+def _shut(files: list[tuple[Path, Access]], *, calls: Collection[str] = ()) -> None:
+    """Give up privileges, every file but the installation's and `files`, and every dangerous call but `calls`."""
     _drop_capabilities()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     missing = missing_protections()
     if "landlock" not in missing:
-        landlock.restrict(_rules(scratch))
+        landlock.restrict([*_installation(), *_own_entries(), *files])
     if "seccomp" not in missing and "libseccomp" not in missing:
         from workers import syscalls  # noqa: PLC0415 - its library may be absent
 
-        syscalls.install()
+        syscalls.install(allowed=calls)
 
 
-def die_with(parent: int) -> None:
-    """Be killed when the process that started this one dies, even by SIGKILL.
-
-    Args:
-        parent: its process id; if it is gone already, so is this process.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _rules(scratch: Path) -> list[tuple[Path, Access]]:
+def _installation() -> list[tuple[Path, Access]]:
     import app  # noqa: PLC0415 - only to know where it is
     import workers  # noqa: PLC0415
 
@@ -129,25 +164,25 @@ def _rules(scratch: Path) -> list[tuple[Path, Access]]:
     return [
         *((path, _READ) for path in readable),
         (Path("/dev/null"), Access.READ_FILE | Access.WRITE_FILE),
-        (scratch, _SCRATCH),
     ]
 
 
-def _limit(*, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
-    cores = os.cpu_count() or 1
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
-        resource.RLIMIT_FSIZE: scratch_bytes,
-        resource.RLIMIT_DATA: memory_bytes + _DATA_MARGIN_BYTES,
-        resource.RLIMIT_CPU: int(seconds * cores) + 60,
-    }
+def _own_entries() -> list[tuple[Path, Access]]:
+    """Return the rules for this process's entries in /proc. A folder among them may be listed, not read below."""
+    rights = {**dict.fromkeys(_OWN_FILES, Access.READ_FILE), **dict.fromkeys(_OWN_FOLDERS, Access.READ_DIR)}
+    rules = [(Path("/proc/self") / name, access) for name, access in rights.items()]
+    for path, _ in rules:
+        if path.exists():
+            # Never closed: the kernel may forget an entry that nobody holds, and the rule with it.
+            os.open(path, os.O_PATH | os.O_CLOEXEC)
+    return rules
+
+
+def _limit(limits: Mapping[int, int]) -> None:
     for which, limit in limits.items():
         hard = resource.getrlimit(which)[1]
         value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(which, (value, value))
-    # A file that grows too large is an error to report, not the end of the process.
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def _be_first_to_go() -> None:
@@ -161,7 +196,7 @@ def _drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     none = (ctypes.c_uint32 * 6)()
     if _libc.capset(header, none) != 0:
-        raise OSError(ctypes.get_errno(), "capset failed: the stage would keep its privileges")
+        raise OSError(ctypes.get_errno(), "capset failed: this process would keep its privileges")
 
 
 def _prctl(option: int, value: int) -> None:

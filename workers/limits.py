@@ -8,6 +8,7 @@ from workers import usage
 
 MAX_THREADS = 1_000
 MAX_ENTRIES = 100_000
+MAX_DEPTH = 64
 # Written and removed again counts as well, since a file without a name can be kept by a mapping alone.
 _REWRITES = 4
 
@@ -28,12 +29,32 @@ class Limits:
         if process.memory_bytes > self.memory_bytes:
             return self.out_of_memory()
         if process.threads > MAX_THREADS:
-            return StageCrashed(f"The stage was ended because it ran more than {MAX_THREADS:,} threads.")
-        disk = usage.of_folder(scratch, most_entries=MAX_ENTRIES)
+            return StageCrashed(
+                f"The stage was ended because it ran more than {MAX_THREADS:,} threads: use a "
+                "smaller model, or see in the job's log what started them."
+            )
+        if usage.written_bytes(pid) > _REWRITES * self.scratch_bytes:
+            return self.out_of_disk()
+        return self.broken_on_disk(scratch, unlinked_bytes=usage.unlinked_bytes(pid))
+
+    def broken_on_disk(self, scratch: Path, *, unlinked_bytes: int = 0) -> JobFailure | None:
+        """Look at what a stage has in its folder; `unlinked_bytes` are files without a name that it holds open."""
+        try:
+            disk = usage.of_folder(scratch, most_entries=MAX_ENTRIES, most_depth=MAX_DEPTH)
+        except OSError as error:
+            return StageCrashed(
+                f"The stage was ended because its folders cannot be looked into ({error.strerror}): "
+                "send an upload whose folders can be read and have short names."
+            )
         if disk.entries > MAX_ENTRIES:
-            return OutOfDisk(f"The stage was ended because it made more than {MAX_ENTRIES:,} files.")
-        kept = disk.size_bytes + usage.unlinked_bytes(pid)
-        if kept > self.scratch_bytes or usage.written_bytes(pid) > _REWRITES * self.scratch_bytes:
+            return OutOfDisk(
+                f"The stage was ended because it made more than {MAX_ENTRIES:,} files: send an archive with fewer."
+            )
+        if disk.depth > MAX_DEPTH:
+            return StageCrashed(
+                f"The stage was ended because it nested more than {MAX_DEPTH} folders: send an archive with fewer."
+            )
+        if disk.size_bytes + unlinked_bytes > self.scratch_bytes:
             return self.out_of_disk()
         return None
 

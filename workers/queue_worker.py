@@ -1,22 +1,21 @@
 """An `rq` worker that notices within seconds when another worker was lost, and whose children die with it."""
 
-import ctypes
 import os
-import signal
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import TracebackType
 
 from redis import Redis
-from rq import Queue, Worker
+from rq import Queue, Retry, Worker
 from rq.job import Job as QueuedJob
 from rq.serializers import JSONSerializer
 
 from app.jobs.queue import QUEUE
+from workers.lifeline import die_with
 
 LOSE = "workers.bootstrap.lose_job"
 
-_PR_SET_PDEATHSIG = 1
 _DEQUEUE_SECONDS = 5
 _RQ_MARGIN_SECONDS = 15  # rq waits for a job worker_ttl minus this long
 
@@ -49,10 +48,7 @@ class JobWorker(Worker):
 
     def main_work_horse(self, job: QueuedJob, queue: Queue) -> None:
         """Run one job in the fork, which must not outlive the worker."""
-        worker = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != worker:  # the worker died before the line above
-            os._exit(1)
+        die_with(os.getppid())
         super().main_work_horse(job, queue)
 
     def execute_job(self, job: QueuedJob, queue: Queue) -> None:
@@ -75,9 +71,11 @@ class JobWorker(Worker):
             self._lose(job)
 
     def _abandoned(self, job: QueuedJob, kind: type[BaseException], error: BaseException, trace: TracebackType) -> None:  # noqa: ARG002 - rq's signature
+        if job.started_at is not None:  # rq's times are aware UTC
+            self._on_attempt(job.id, (datetime.now(UTC) - job.started_at).total_seconds())
         if not job.retries_left:
             self._lose(job)
 
     def _lose(self, job: QueuedJob) -> None:
         if job.func_name != LOSE:
-            self.queues[0].enqueue_call(LOSE, args=job.args, at_front=True, timeout=60)
+            self.queues[0].enqueue_call(LOSE, args=job.args, at_front=True, timeout=300, retry=Retry(max=3))

@@ -6,7 +6,6 @@ What comes back is a claim: lengths, numbers and files are checked here; whether
 import asyncio
 import json
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 import workers
 from app.domain.errors import (
@@ -32,6 +31,7 @@ from app.domain.errors import (
 from workers.confinement import ALLOW_UNSANDBOXED, missing_protections
 from workers.limits import Limits
 from workers.stages import STAGES
+from workers.trees import remove_tree
 
 __all__ = ["Limits", "missing_protections", "output_path", "run_stage"]
 
@@ -40,13 +40,14 @@ OnLog = Callable[[str], Awaitable[None]]
 
 RESULT = "result.json"
 POLL_SECONDS = 0.1
-MAX_RESULT_BYTES = 16 * 2**20
+MAX_RESULT_BYTES = 4 * 2**20
 MAX_LOG_BYTES = 2**20
 MAX_LOG_LINES = 10_000
 MAX_LINE_BYTES = 4_000
 MAX_HINT_CHARS = 200
 MAX_MESSAGE_CHARS = 600
 MAX_STEP_CHARS = 100
+MAX_TEXT_CHARS = 256
 
 
 async def run_stage(
@@ -145,7 +146,7 @@ def _prepare(folder: Path) -> Path:
     for name in ("tmp", RESULT):
         left = scratch / name
         if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
+            remove_tree(left)
         else:
             left.unlink(missing_ok=True)
     # The engine's makers ask by a file whether they may send usage data: 0 means no.
@@ -247,7 +248,7 @@ async def _tell(process: Process, spec: bytes) -> None:
 
 
 async def _guard(process: Process, scratch: Path, limits: Limits) -> JobFailure | None:
-    """Wait for the process to end; end it and say why if it takes more than it may."""
+    """Wait for the process to end; end it and say why if it takes more than it may. Look once more at what it left."""
     deadline = time.monotonic() + limits.seconds
     while True:
         try:
@@ -255,7 +256,7 @@ async def _guard(process: Process, scratch: Path, limits: Limits) -> JobFailure 
         except TimeoutError:
             pass
         else:
-            return None
+            return await asyncio.to_thread(limits.broken_on_disk, scratch)
         broken = await asyncio.to_thread(limits.broken_by, process.pid, scratch)
         if broken is None and time.monotonic() > deadline:
             broken = limits.out_of_time()
@@ -283,9 +284,20 @@ def _read_result(stage: str, scratch: Path) -> Any:  # noqa: ANN401 - the record
     if len(text) > MAX_RESULT_BYTES:
         raise StageCrashed(f"The stage {stage!r} gave a result of more than {MAX_RESULT_BYTES:,} bytes.")
     try:
-        return TypeAdapter[Any](STAGES[stage].result).validate_json(text)
-    except (ValidationError, InvalidInput) as error:
+        return TypeAdapter[Any](STAGES[stage].result).validate_json(json.dumps(_clean(json.loads(text))))
+    except (ValueError, RecursionError, InvalidInput) as error:
         raise StageCrashed(f"The stage {stage!r} gave a result that is not its record.") from error
+
+
+def _clean(claim: object) -> object:
+    """Cut every text of a result and make it printable: it ends up in manifests, reports and terminals."""
+    if isinstance(claim, str):
+        return _printable(claim, MAX_TEXT_CHARS)
+    if isinstance(claim, list):
+        return [_clean(one) for one in claim]
+    if isinstance(claim, dict):
+        return {_printable(name, MAX_TEXT_CHARS): _clean(value) for name, value in claim.items()}
+    return claim
 
 
 async def _batches(reader: asyncio.StreamReader) -> AsyncIterator[list[str]]:

@@ -22,7 +22,7 @@ from app.domain.errors import (
     OutOfMemory,
     UploadUnreadable,
 )
-from workers import confinement
+from workers import confinement, lifeline
 
 RESULT = "result.json"
 _CHANNEL = 3
@@ -35,7 +35,7 @@ _READS_MODELS = ("convert", "verify")
 def main(arguments: list[str]) -> int:
     """Run one stage; 0 if its result is written, 1 if a failure was reported, 2 if something unexpected happened."""
     stage, parent, channel, memory, disk, seconds = arguments
-    confinement.die_with(int(parent))
+    lifeline.die_with(int(parent))
     _keep_only_channel(int(channel))
     spec = sys.stdin.buffer.read()
     _close_input()

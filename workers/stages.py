@@ -7,7 +7,7 @@ code: the job checks it before it uses it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from app.domain.datasets import ArraySpec, DatasetFormat
 from app.domain.models import ModelFormat
@@ -16,6 +16,13 @@ from app.domain.recipes import Recipe
 from app.domain.reports import Accuracy, ConversionCheck, Environment, Fidelity, Kernels, Latency, Memory
 from app.domain.tensors import Signature
 from app.domain.variants import Execution
+
+FLOAT32_OUTPUT: Final = "out/float32.onnx"
+SAMPLES_OUTPUT: Final = "out/samples.npz"
+VARIANT_OUTPUT: Final = "out/variant.onnx"
+"""Where stages write, always: a name that a hostile stage could choose would be one more thing to check."""
+
+MAX_LIBRARIES = 64
 
 Progress = Callable[[float, str], None]
 """Called by a stage with the share done, 0 to 1, and a few words."""
@@ -45,20 +52,28 @@ class ConvertResult:
     """
 
     format: ModelFormat
-    artifact: str
-    samples: str
+    artifact: Literal["out/float32.onnx"]
+    samples: Literal["out/samples.npz"]
     original: str
     original_batch: int | None
     libraries: dict[str, str]
 
+    def __post_init__(self) -> None:
+        _check_libraries(self.libraries)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifySpec:
-    """Check the float32 artifact in a process that has run nothing uploaded, against the recorded answers."""
+    """Check the float32 artifact in a process that has run nothing uploaded, against the recorded answers.
+
+    Attributes:
+        preprocessing: what the uploader says makes rows of images; checked against the input.
+    """
 
     artifact: str
     samples: str
     original: str
+    preprocessing: ImagePreprocessing | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,18 +128,26 @@ class TransformSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformResult:
-    artifact: str
+    artifact: Literal["out/variant.onnx"]
     execution: Execution
     libraries: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_libraries(self.libraries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """One runnable form to measure: `name` is `float32`, `bfloat16` or the variant's."""
+    """One runnable form to measure: `name` is `float32`, `bfloat16` or the variant's.
+
+    Attributes:
+        optional: `time` leaves it out where the engine has no kernels for its precision, and does not fail.
+    """
 
     name: str
     artifact: str
     execution: Execution
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +194,11 @@ class WeighSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighResult:
     memory: Memory
+
+
+def _check_libraries(libraries: dict[str, str]) -> None:
+    if len(libraries) > MAX_LIBRARIES:
+        raise ValueError(f"A stage names {len(libraries)} libraries, but at most {MAX_LIBRARIES} can be real.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The system calls a stage may not make: the table, and the seccomp filter made from it.
+"""The system calls a confined process may not make: the table, and the seccomp filter made from it.
 
 A deny-list, because the libraries inside call what they like from release to release; files are Landlock's.
 """
@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import termios
+from collections.abc import Collection
 
 import pyseccomp as seccomp
 
@@ -24,6 +25,8 @@ _DENIED: dict[str, str] = {
         "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr "
         "removexattr lremovexattr fremovexattr utime utimes utimensat futimesat truncate"
     ),
+    # Nor on these: they tell what others open and write.
+    "watching files": "inotify_init inotify_init1 inotify_add_watch",
     "identity": ("setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset personality"),
     # Memory that the watchdog would not see: it belongs to no process.
     "memory outside the process": (
@@ -34,8 +37,9 @@ _DENIED: dict[str, str] = {
         "symlink symlinkat swapon swapoff quotactl quotactl_fd name_to_handle_at open_by_handle_at fanotify_init"
     ),
     "the kernel": (
-        "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key "
-        "init_module finit_module delete_module kexec_load kexec_file_load reboot acct syslog iopl ioperm modify_ldt "
+        "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register io_setup "
+        "keyctl add_key request_key init_module finit_module delete_module kexec_load kexec_file_load "
+        "reboot acct syslog iopl ioperm modify_ldt "
         "settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname vhangup lookup_dcookie"
     ),
 }
@@ -50,11 +54,22 @@ _CLONE_THREAD = 0x00010000
 _LOW = 0xFFFFFFFF  # the kernel reads only these bits of an int argument
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_PTRACER = 1, 4, 35, 0x59616D61
 _F_SETOWN_EX = 15
+# A lease, or a watch on a folder, makes others wait or tells on them; a file opened for reading is enough.
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
+_OWNERSHIP = (fcntl.F_SETOWN, fcntl.F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY)
 _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x541C, 0x8901, 0x8902
+# Set a file's flags, sealing and encryption; a file opened for reading is enough. 64-bit and 32-bit numbers.
+_FS_IOC_SETFLAGS, _FS_IOC32_SETFLAGS, _FS_IOC_FSSETXATTR = 0x40086602, 0x40046602, 0x401C5820
+_FS_IOC_ENABLE_VERITY, _FS_IOC_SET_ENCRYPTION_POLICY = 0x40806685, 0x800C6613
+_CONTROLS = (
+    *(termios.TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP),
+    *(_FS_IOC_SETFLAGS, _FS_IOC32_SETFLAGS, _FS_IOC_FSSETXATTR),
+    *(_FS_IOC_ENABLE_VERITY, _FS_IOC_SET_ENCRYPTION_POLICY),
+)
 
 
-def install() -> None:
-    """Refuse these calls to this thread and all it starts, for good.
+def install(*, allowed: Collection[str] = ()) -> None:
+    """Refuse these calls, but those in `allowed`, to this thread and all it starts, for good.
 
     Raises:
         OSError: the kernel did not take the filter.
@@ -62,7 +77,8 @@ def install() -> None:
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     for names in _DENIED.values():
         for name in names.split():
-            _refuse(rules, name)
+            if name not in allowed:
+                _refuse(rules, name)
     for number in _TOO_NEW:
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
     for name, error in _UNKNOWN.items():
@@ -94,8 +110,8 @@ def _refused_arguments() -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
         ("setpriority", (_not_zero(1),)),
         *(("prctl", (_is(0, option),)) for option in _OPTIONS),
         # A signal may also be sent by naming another process the owner of a pipe.
-        *(("fcntl", (_is(1, command),)) for command in (fcntl.F_SETOWN, fcntl.F_SETSIG, _F_SETOWN_EX)),
-        *(("ioctl", (_is(1, command),)) for command in (termios.TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP)),
+        *(("fcntl", (_is(1, command),)) for command in _OWNERSHIP),
+        *(("ioctl", (_is(1, command),)) for command in _CONTROLS),
     ]
 
 

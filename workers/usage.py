@@ -2,13 +2,14 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK_BYTES = 512  # st_blocks counts these, whatever the file system
 _KIB = 1024
 # Page tables too, which grow without a page being owned. Not file pages: the kernel can drop those.
-_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
+_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap", "VmPTE", "HugetlbPages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +30,12 @@ class DiskUsage:
     Attributes:
         size_bytes: on disk, holes not counted.
         entries: files and folders.
+        depth: of the folder that is nested deepest; 0 without folders.
     """
 
     size_bytes: int
     entries: int
+    depth: int
 
 
 def of_process(pid: int) -> ProcessUsage | None:
@@ -46,23 +49,33 @@ def of_process(pid: int) -> ProcessUsage | None:
     return ProcessUsage(memory_bytes=memory, threads=int(fields.get("Threads", "0")))
 
 
-def of_folder(folder: Path, *, most_entries: int) -> DiskUsage:
-    """Add up a folder's files, never following a link; stops counting at `most_entries`."""
-    size = entries = 0
-    waiting = [str(folder)]
-    while waiting and entries <= most_entries:
-        try:
-            with os.scandir(waiting.pop()) as found:
-                for entry in found:
-                    entries += 1
-                    size += _on_disk(entry)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    if entries > most_entries:
-                        break
-        except FileNotFoundError:
-            continue  # removed while we looked
-    return DiskUsage(size_bytes=size, entries=entries)
+def of_folder(folder: Path, *, most_entries: int, most_depth: int) -> DiskUsage:
+    """Add up a folder's files, never following a link; stops counting beyond `most_entries` or `most_depth`.
+
+    Raises:
+        OSError: a folder in it cannot be looked into.
+    """
+    size = entries = deepest = 0
+    waiting = [(os.fspath(folder), 0)]
+    while waiting and entries <= most_entries and deepest <= most_depth:
+        path, depth = waiting.pop()
+        for entry in _entries(path):
+            entries += 1
+            size += _on_disk(entry)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((entry.path, depth + 1))
+                deepest = max(deepest, depth + 1)
+            if entries > most_entries:
+                break
+    return DiskUsage(size_bytes=size, entries=entries, depth=deepest)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except (FileNotFoundError, NotADirectoryError):
+        return  # removed or replaced while we looked
 
 
 def unlinked_bytes(pid: int) -> int:

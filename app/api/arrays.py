@@ -3,9 +3,12 @@
 import base64
 import binascii
 import io
-import math
+import struct
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,32 @@ from app.domain.tensors import DType, TensorSpec
 Array = npt.NDArray[Any]
 
 _DTYPES = tuple(str(dtype) for dtype in DType)
-_UNREADABLE_HEADER = (ValueError, TypeError, KeyError, EOFError, RecursionError, MemoryError)
-_UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+_MOST_AXES = 64  # NumPy's own limit
+_MOST_ELEMENTS = 2**56  # so that no array's bytes overflow NumPy's counter
+_MOST_MEMBERS = 1000
+# NumPy evaluates a header as a Python literal, after Python's own tokenizer has mended it.
+_UNREADABLE_HEADER = (
+    SyntaxError,
+    tokenize.TokenError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    RecursionError,
+    MemoryError,
+)
+_UNREADABLE_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 
 
 def from_nested(value: object, spec: TensorSpec) -> Array:
@@ -27,17 +54,36 @@ def from_nested(value: object, spec: TensorSpec) -> Array:
     Raises:
         SignatureMismatch: ragged lists, anything but numbers, or numbers that the dtype cannot hold.
     """
+    _check_leaves(value, spec)
     try:
         read = np.array(value)
     except (ValueError, OverflowError) as error:
-        raise SignatureMismatch(
-            f"Input {spec.name!r} is no regular array (its lists differ in length or nest too deep): "
-            f"the model takes {spec.describe()}."
-        ) from error
+        raise _irregular(spec) from error
     if read.size == 0:
         read = read.astype(_numbers_of(spec.dtype))
     _check_kind(read, spec)
     return _converted(read, spec)
+
+
+def _check_leaves(value: object, spec: TensorSpec) -> None:
+    """Refuse what NumPy would take for text or objects, whose arrays can be larger than their JSON by far."""
+    level: list[object] = [value]
+    for _ in range(_MOST_AXES + 1):
+        kinds = set(map(type, level))
+        if kinds != {list}:
+            break
+        level = list(chain.from_iterable(level))  # type: ignore[arg-type]
+    if not kinds <= {int, float, bool, list}:
+        raise SignatureMismatch(f"Input {spec.name!r} holds no numbers, but the model takes {spec.describe()}.")
+    if list in kinds:
+        raise _irregular(spec)
+
+
+def _irregular(spec: TensorSpec) -> SignatureMismatch:
+    return SignatureMismatch(
+        f"Input {spec.name!r} is no regular array (its lists differ in length or nest too deep): "
+        f"the model takes {spec.describe()}."
+    )
 
 
 def _check_kind(read: Array, spec: TensorSpec) -> None:
@@ -101,7 +147,7 @@ def from_base64(name: str, *, dtype: str, shape: tuple[int, ...], text: str) -> 
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestInvalid(f"Input {name!r} is not base64.") from error
+        raise RequestInvalid(f"Input {name!r} is not base64: encode its bytes as RFC 4648 says.") from error
     lies_as = np.dtype(np.uint16) if dtype == DType.BFLOAT16 else np.dtype(dtype).newbyteorder("<")
     return _shaped(name, data, dtype=lies_as, shape=shape, order="C")
 
@@ -125,9 +171,29 @@ def from_npy(name: str, data: bytes) -> Array:
     return _shaped(name, data[stream.tell() :], dtype=dtype, shape=shape, order="F" if fortran else "C")
 
 
+def count_elements(name: str, shape: Sequence[int]) -> int:
+    """Return how many elements an array of this shape has.
+
+    Raises:
+        SignatureMismatch: no array can have that shape.
+    """
+    impossible = SignatureMismatch(
+        f"Input {name!r} has a shape that no array can have: send at most {_MOST_AXES} sizes, none negative, that "
+        "fit its data."
+    )
+    if len(shape) > _MOST_AXES:
+        raise impossible
+    extent = 1  # without the zeros, as NumPy bounds it too
+    for size in shape:
+        if not 0 <= size <= _MOST_ELEMENTS // extent:
+            raise impossible
+        extent *= size or 1
+    return 0 if 0 in shape else extent
+
+
 def _shaped(name: str, data: bytes, *, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Array:
-    needed = math.prod(shape) * dtype.itemsize
-    if any(size < 0 for size in shape) or needed != len(data):
+    needed = count_elements(name, shape) * dtype.itemsize
+    if needed != len(data):
         raise SignatureMismatch(
             f"Input {name!r} brings {len(data)} bytes, but {dtype.name}{list(shape)} needs {needed}: send those."
         )
@@ -139,19 +205,32 @@ def from_npz(data: bytes, *, limit: int) -> dict[str, Array]:
     """Read every array of a `.npz`.
 
     Raises:
-        RequestInvalid: it is not one.
+        RequestInvalid: it is not one, or is packed as `numpy.savez` does not.
         UploadTooLarge: unpacked it is larger than `limit` bytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
+            _check_members(members)
             if sum(member.file_size for member in members) > limit:
-                raise UploadTooLarge(f"The .npz unpacks to more than {limit} bytes, the limit (max_predict_bytes).")
+                raise UploadTooLarge(
+                    f"The .npz unpacks to more than {limit} bytes, the limit: send fewer rows, or raise "
+                    "OCTET_MAX_PREDICT_BYTES."
+                )
             # zipfile reads no more than file_size bytes of a member, whatever the compressed stream would give
             unpacked = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
     except _UNREADABLE_ZIP as error:
         raise RequestInvalid("The body is not a .npz file: write it with numpy.savez.") from error
     return {name: from_npy(name, content) for name, content in unpacked.items()}
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
+    if len(members) > _MOST_MEMBERS:
+        raise RequestInvalid(f"The .npz holds {len(members)} files: send at most {_MOST_MEMBERS}, one for each input.")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise RequestInvalid(
+            "The .npz is packed with another method than deflate: write it with numpy.savez or numpy.savez_compressed."
+        )
 
 
 def listable(array: Array) -> object:

@@ -1,20 +1,31 @@
-"""A prediction's body: read within its limit, then parsed into inputs once the variant's signature is known."""
+"""A prediction's body: read within its limits, then parsed into inputs once the variant's signature is known."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import orjson
 from fastapi import Request
 
 from app.api.arrays import Array, from_base64, from_nested, from_npy, from_npz
-from app.domain.errors import RequestInvalid, SignatureMismatch, UnsupportedFormat, UploadTooLarge
+from app.api.dependencies import RequestLimits
+from app.api.intake import Bound, Held, read_bounded
+from app.domain.errors import RequestInvalid, SignatureMismatch, UnsupportedFormat
 from app.domain.tensors import Signature, TensorSpec
 from app.serving.terms import Arrays, EncodedImage
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 IMAGES = ("image/jpeg", "image/png")
+_FEWER_ROWS = "send fewer rows, or raise OCTET_MAX_PREDICT_BYTES"
+_NO_JSON = "send arrays as .npy or .npz, which may be larger, fewer rows, or raise OCTET_MAX_JSON_BYTES"
+_JSON_WEIGHT = 8  # a number of JSON takes about so many times its bytes in memory
+_LARGE_BYTES = 256 * 1024
 _MEMBERS = {"model", "variant", "inputs"}
 _TENSOR_MEMBERS = {"dtype", "shape", "base64"}
+
+Made = TypeVar("Made")
+Parse = Callable[[Signature], Awaitable[Arrays | EncodedImage]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,30 +39,7 @@ class Body:
 
     model: str | None = None
     variant: str | None = None
-    parse: Callable[[Signature], Arrays | EncodedImage]
-
-
-async def read_bounded(request: Request, *, limit: int, setting: str) -> bytes:
-    """Read a body whole.
-
-    Raises:
-        UploadTooLarge: it is longer than `limit` bytes, the value of `setting`.
-    """
-    error = UploadTooLarge(f"The body is larger than {limit} bytes, the limit ({setting}).")
-    if content_length(request) > limit:
-        raise error
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise error
-    return bytes(body)
-
-
-def content_length(request: Request) -> int:
-    """Return how many bytes the client announces, 0 if it does not say."""
-    announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isdecimal() else 0
+    parse: Parse
 
 
 def media_type(request: Request) -> str:
@@ -59,27 +47,47 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_prediction(request: Request, *, limit: int) -> Body:
+async def read_prediction(request: Request, *, limits: RequestLimits, held: Held) -> Body:
     """Read a prediction's body.
 
     Raises:
         UnsupportedFormat: the content type is none that Octet reads.
         RequestInvalid, UploadTooLarge: it cannot be read.
+        QueueFull: the process holds too many bytes already.
     """
     kind = media_type(request)
     if kind not in (JSON, NPY, NPZ, *IMAGES):
         raise UnsupportedFormat(
             f"Content-Type {kind[:60]!r} cannot be predicted on: send {JSON}, {NPY}, {NPZ} or {' or '.join(IMAGES)}."
         )
-    data = await read_bounded(request, limit=limit, setting="max_predict_bytes")
     if kind == JSON:
-        return _json_body(read_json(data))
+        text = await read_json_text(request, limits=limits, held=held)
+        return _json_body(await aside(lambda: read_json(text), size_bytes=len(text)), size_bytes=len(text))
+    bound = Bound(most_bytes=limits.max_predict_bytes, advice=_FEWER_ROWS, seconds=limits.body_timeout_seconds)
+    data = await read_bounded(request, bound, count=held.add)
     if kind == NPY:
-        return Body(parse=lambda signature: {_only_input(signature).name: from_npy(_only_input(signature).name, data)})
+        return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=len(data)))
     if kind == NPZ:
-        arrays = from_npz(data, limit=limit)
-        return Body(parse=lambda _signature: arrays)
-    return Body(parse=lambda _signature: EncodedImage(data=data))
+        unpacked = limits.max_predict_bytes
+        return Body(parse=_aside(lambda _signature: from_npz(data, limit=unpacked), size_bytes=len(data)))
+    return Body(parse=_aside(lambda _signature: EncodedImage(data=data), size_bytes=0))
+
+
+async def aside(call: Callable[[], Made], *, size_bytes: int) -> Made:
+    """Work on so many bytes without holding up other requests for long: in a thread, if they are many."""
+    return await asyncio.to_thread(call) if size_bytes > _LARGE_BYTES else call()
+
+
+def _aside(parse: Callable[[Signature], Arrays | EncodedImage], *, size_bytes: int) -> Parse:
+    return lambda signature: aside(lambda: parse(signature), size_bytes=size_bytes)
+
+
+async def read_json_text(request: Request, *, limits: RequestLimits, held: Held) -> bytes:
+    """Read a body of JSON; it counts for what its numbers will take in memory."""
+    most_bytes = min(limits.max_json_bytes, limits.max_predict_bytes)
+    advice = _NO_JSON if most_bytes == limits.max_json_bytes else _FEWER_ROWS
+    bound = Bound(most_bytes=most_bytes, advice=advice, seconds=limits.body_timeout_seconds)
+    return await read_bounded(request, bound, count=lambda count: held.add(_JSON_WEIGHT * count))
 
 
 def read_json(data: bytes) -> object:
@@ -91,13 +99,13 @@ def read_json(data: bytes) -> object:
     try:
         content: object = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise RequestInvalid(f"The body is not valid JSON ({str(error)[:120]}).") from error
+        raise RequestInvalid(f"The body is not valid JSON ({str(error)[:120]}): send JSON text in UTF-8.") from error
     return content
 
 
-def _json_body(content: object) -> Body:
+def _json_body(content: object, *, size_bytes: int) -> Body:
     if not isinstance(content, dict):
-        return Body(parse=lambda signature: _inputs(content, signature))
+        return Body(parse=_aside(lambda signature: _inputs(content, signature), size_bytes=size_bytes))
     unknown = sorted(set(content) - _MEMBERS)
     if unknown:
         raise RequestInvalid(f"The body has an unknown field {unknown[0][:80]!r}: take model, variant and inputs.")
@@ -106,14 +114,14 @@ def _json_body(content: object) -> Body:
     return Body(
         model=_text(content, "model"),
         variant=_text(content, "variant"),
-        parse=lambda signature: _inputs(content["inputs"], signature),
+        parse=_aside(lambda signature: _inputs(content["inputs"], signature), size_bytes=size_bytes),
     )
 
 
 def _text(content: Mapping[str, object], member: str) -> str | None:
     value = content.get(member)
     if value is not None and not isinstance(value, str):
-        raise RequestInvalid(f"The member {member!r} must be text.")
+        raise RequestInvalid(f'The member {member!r} is no text: send it as a string, such as "resnet20".')
     return value
 
 
@@ -132,6 +140,11 @@ def _tensor(value: object, spec: TensorSpec) -> Array:
     if set(value) != _TENSOR_MEMBERS or not whole or not isinstance(dtype, str) or not isinstance(text, str):
         raise RequestInvalid(f"Input {spec.name!r} must be a nested list, or have exactly dtype, shape and base64.")
     return from_base64(spec.name, dtype=dtype, shape=tuple(value["shape"]), text=text)
+
+
+def _single(data: bytes, signature: Signature) -> Arrays:
+    spec = _only_input(signature)
+    return {spec.name: from_npy(spec.name, data)}
 
 
 def _only_input(signature: Signature) -> TensorSpec:

@@ -1,10 +1,12 @@
 """What routes are given: the services, built once by `app.bootstrap` and kept on the application."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.api.intake import Intake
 from app.api.resolution import Resolver
 from app.catalogue.history import JobHistory
 from app.catalogue.routing import Routing
@@ -21,10 +23,12 @@ from app.telemetry.instruments import Instruments
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """How large a request may be."""
+    """How large a request may be, and how long the client may take to send it."""
 
     max_upload_bytes: int
     max_predict_bytes: int
+    max_json_bytes: int
+    body_timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,9 @@ class Services:
     pool: RunnerPool
     instruments: Instruments
     limits: RequestLimits
+    intake: Intake
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process has been told to stop: what would go on for long should end."""
 
 
 def services_of(request: Request) -> Services:

@@ -14,15 +14,17 @@ from swagger_ui_bundle import swagger_ui_path
 
 from app.api.errors import MEDIA_TYPE
 from app.api.schemas.operations import Problem
+from app.catalogue.store import too_large
 
 STATIC = "/docs/static"
 
 _DETAILS = {
     404: ("model_not_found", "There is no model 'resnet18': list them at /v1/models."),
     409: ("model_not_ready", "resnet20:1 is still being imported: wait for job 5f1d7e0c3b2a49d8a1c4e6f708192a3b."),
-    413: ("upload_too_large", "The upload is larger than 4294967296 bytes, the limit (max_upload_bytes)."),
+    413: ("upload_too_large", too_large(4 * 2**30)),
     416: ("range_invalid", "Range 'bytes=9-' is outside the file's 5 bytes: ask for bytes 0 to 4."),
     422: ("request_invalid", "The request has an unknown field 'colour': see /docs for what is known."),
+    429: ("too_many", "64 clients follow jobs already, the limit of a gateway process: ask for the job itself."),
     500: ("internal_error", "Octet failed to answer because of a bug: report it with the request id 7c1e."),
     502: ("runner_crashed", "The runner of resnet20:1@int8 died twice on this request."),
     503: ("queue_unavailable", "Redis does not answer, so jobs cannot be seen or started: try again soon."),

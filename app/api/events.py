@@ -3,10 +3,11 @@
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from app.api.dependencies import Services
 from app.catalogue.records import to_json
-from app.domain.errors import JobNotFound, QueueUnavailable, RequestInvalid
+from app.domain.errors import JobNotFound, QueueUnavailable, RequestInvalid, TooMany
 from app.domain.jobs import Job
 
 _log = logging.getLogger("octet.api")
@@ -44,22 +45,25 @@ def check_event_id(last: str | None) -> str | None:
 async def job_events(services: Services, job: Job, *, after: str | None) -> AsyncIterator[bytes]:
     """Yield a job's states until it is final, with a comment now and then that keeps the connection alive.
 
-    Ends early when Redis goes away: a client that connects again goes on where it was.
+    Ends early when Redis goes away or the process stops: a client that connects again goes on where it was.
     """
     if job.state.final and (after is not None or await services.live.get(job.id) is None):
         yield _event(job)
         return
     try:
-        async for event in services.live.follow(job.id, after=after or "0"):
-            if event is not None:
-                yield _event(event[1], id_=event[0])
-                continue
-            yield KEEP_ALIVE
-            known = await find_job(services, job.id)
-            if known.state.final:  # its events are gone from Redis, or end before the one that the client has seen
-                yield _event(known)
-                return
-    except (QueueUnavailable, JobNotFound) as error:
+        async with aclosing(services.live.follow(job.id, after=after or "0")) as events:
+            async for event in events:
+                if services.stopping.is_set():
+                    return
+                if event is not None:
+                    yield _event(event[1], id_=event[0])
+                    continue
+                yield KEEP_ALIVE
+                known = await find_job(services, job.id)
+                if known.state.final:  # its events are gone from Redis, or end before the one that the client has seen
+                    yield _event(known)
+                    return
+    except (QueueUnavailable, JobNotFound, TooMany) as error:
         _log.warning("events broke off", extra={"octet": {"job": job.id, "reason": error.message}})
 
 

@@ -38,5 +38,10 @@ async def claim(services: Services, key: str, *, request: bytes, job: str, undo:
     return known
 
 
+async def keep(services: Services, key: str) -> None:
+    """Keep a claim for a day: its job is queued. One that is not kept ends by itself, should this process die."""
+    await services.live.keep_claim(_stored(key))
+
+
 def _stored(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()

@@ -37,11 +37,13 @@ class Part:
         async for chunk in self.chunks:
             content += chunk
             if len(content) > MOST_TEXT_BYTES:
-                raise RequestInvalid(f"Form field {self.name[:80]!r} is longer than {MOST_TEXT_BYTES} bytes.")
+                raise RequestInvalid(
+                    f"Form field {self.name[:80]!r} is longer than {MOST_TEXT_BYTES} bytes, the limit: shorten it."
+                )
         try:
             return content.decode()
         except UnicodeDecodeError as error:
-            raise RequestInvalid(f"Form field {self.name[:80]!r} is not UTF-8 text.") from error
+            raise RequestInvalid(f"Form field {self.name[:80]!r} is not UTF-8 text: encode it so.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class MultipartReader:
                 continue
             count += 1
             if count > MOST_PARTS:
-                raise RequestInvalid(f"The form has more than {MOST_PARTS} parts, the limit.")
+                raise RequestInvalid(f"The form has more than {MOST_PARTS} parts, the limit: send each field once.")
             yield Part(name=event.name, filename=event.filename, chunks=self._content())
 
     async def _content(self) -> AsyncIterator[bytes]:

@@ -4,18 +4,19 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from uuid import uuid4
 
 from app.api.dependencies import Services
 from app.api.multipart import Part
+from app.api.orders import Sources, check_rows, quantize_job
 from app.api.schemas.recipes import parse_preprocessing, parse_recipe
-from app.api.submission import Sources, check_rows, quantize_job, submit
+from app.api.submission import submit
 from app.api.uploads import Form, announce_dataset, announce_model, receive
 from app.catalogue.shelf import Entry
 from app.domain.datasets import DatasetManifest
-from app.domain.errors import JobFailure, NameTaken, RequestInvalid, job_failure
+from app.domain.errors import JobFailure, NameTaken, RequestInvalid, TooMany, failure_of
 from app.domain.jobs import Job, JobState
 from app.domain.models import Upload
 from app.domain.names import Reference, check_name
@@ -101,18 +102,23 @@ def _entry(uploads: dict[str, Upload], purpose: str) -> Entry[DatasetManifest] |
 
 
 async def outcome(services: Services, job: Job, *, within_seconds: float) -> Job:
-    """Wait for a job; return its latest record, which may not be final when the time is over."""
+    """Wait for a job; return its latest record.
+
+    It may not be final: when the time is over, the process stops, or too many wait already.
+    """
     latest, deadline = job, time.monotonic() + within_seconds
     if within_seconds <= 0:
         return latest
     try:
         async with asyncio.timeout(within_seconds):
-            async for event in services.live.follow(job.id):
-                if event is not None:
-                    latest = event[1]
-                if time.monotonic() >= deadline:  # the Redis client can swallow a cancellation
-                    return latest
-    except TimeoutError:
+            async with aclosing(services.live.follow(job.id)) as events:
+                async for event in events:
+                    if event is not None:
+                        latest = event[1]
+                    # the Redis client can swallow a cancellation
+                    if services.stopping.is_set() or time.monotonic() >= deadline:
+                        return latest
+    except (TimeoutError, TooMany):
         return latest
     return latest
 
@@ -121,10 +127,10 @@ async def made_variant(services: Services, job: Job) -> Variant:
     """Return what a finished quantize job published.
 
     Raises:
-        JobFailure: it did not succeed; the class is the one that its code names.
+        OctetError: it did not succeed; the class is the one that its code names, else JobFailure.
     """
     if job.error is not None:
-        raise job_failure(job.error.code, job.error.message)
+        raise failure_of(job.error.code, job.error.message)
     if job.state is not JobState.SUCCEEDED or job.model is None or job.variant is None:
         raise JobFailure(f"Job {job.id} was {job.state} before it made a variant: ask again.")
     model = Reference.parse(job.model)

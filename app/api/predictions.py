@@ -1,16 +1,24 @@
 """One prediction: resolve, parse, infer, measure. What every inference protocol has in common."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.api.arrays import Array, as_numbers
+from app.api.bodies import Parse
 from app.api.dependencies import Services
 from app.api.resolution import Resolved, Resolver
-from app.domain.errors import InvalidInput, OctetError, RequestInvalid, RunnerCrashed, TooLarge, Unavailable
+from app.domain.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    OctetError,
+    RequestInvalid,
+    RunnerCrashed,
+    TooLarge,
+    Unavailable,
+)
 from app.domain.names import Reference
-from app.domain.tensors import Signature
 from app.domain.variants import Variant
 from app.serving.terms import Arrays, EncodedImage, Inference
 
@@ -19,6 +27,7 @@ _OUTCOMES: tuple[tuple[type[OctetError], str], ...] = (
     (TooLarge, "invalid"),
     (Unavailable, "unavailable"),
     (RunnerCrashed, "crashed"),
+    (DeadlineExceeded, "timeout"),
 )
 
 
@@ -55,7 +64,7 @@ async def predict(
     resolver: Resolver,
     reference: Reference,
     *,
-    parse: Callable[[Signature], Arrays | EncodedImage],
+    parse: Parse,
     began: float,
 ) -> Prediction:
     """Answer with the variant that a reference means.
@@ -65,7 +74,7 @@ async def predict(
     """
     resolved = await resolver.resolve(reference)
     with _timed(services, resolved.variant, began=began):
-        inference = await _infer(services, resolved, parse(resolved.variant.signature))
+        inference = await _infer(services, resolved, await parse(resolved.variant.signature))
     _observe(services, resolved.variant, inference)
     dtypes = {spec.name: spec.dtype for spec in resolved.variant.signature.outputs}
     return Prediction(

@@ -8,10 +8,12 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-from app.api.bodies import read_bounded
+from app.api.dependencies import services_of
+from app.api.intake import Bound, read_bounded
 from app.domain.errors import RequestInvalid
 
 MOST_JSON_BYTES = 2**20
+_ADVICE = "send files to /v1/models and /v1/datasets, arrays to /predict"
 
 
 class StrictRoute(APIRoute):
@@ -46,7 +48,8 @@ def _check_parameters(request: Request, *, known: frozenset[str]) -> None:
 
 
 async def _read_whole(request: Request) -> Request:
-    body = await read_bounded(request, limit=MOST_JSON_BYTES, setting="of a JSON body here")
+    seconds = services_of(request).limits.body_timeout_seconds
+    body = await read_bounded(request, Bound(most_bytes=MOST_JSON_BYTES, advice=_ADVICE, seconds=seconds))
 
     async def replay() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}

@@ -1,130 +1,16 @@
-"""Asking for work: checks that a job can be done at all, then queues it. Also calls it off."""
+"""Queues jobs, and calls them off."""
 
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from app.api.dependencies import Services
-from app.api.references import plain_reference
-from app.catalogue.shelf import Entry, fail_upload
-from app.domain.datasets import DatasetManifest
-from app.domain.errors import (
-    IllegalTransition,
-    NameTaken,
-    QueueUnavailable,
-    RecipeInvalid,
-    RequestInvalid,
-    VariantNotFound,
-)
-from app.domain.fit import check_fit
-from app.domain.jobs import Job, JobKind
-from app.domain.models import ModelManifest, ReadyState
-from app.domain.names import check_name
-from app.domain.recipes import Cast, Recipe
-from app.domain.variants import FLOAT32
+from app.catalogue.shelf import fail_upload
+from app.domain.errors import IllegalTransition, QueueUnavailable
+from app.domain.jobs import Job
 
 _log = logging.getLogger("octet.api")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """What a job works on; an entry may still be importing."""
-
-    model: Entry[ModelManifest]
-    calibration: Entry[DatasetManifest] | None = None
-    evaluation: Entry[DatasetManifest] | None = None
-
-    def after(self) -> list[str]:
-        """Return the import jobs that have to end first.
-
-        Raises:
-            ModelNotReady: an import has failed.
-            SignatureMismatch: rows do not fit the model.
-        """
-        entries: list[Entry[ModelManifest] | Entry[DatasetManifest]] = [self.model, *self._datasets()]
-        for entry in entries:
-            if entry.state is ReadyState.FAILED:
-                entry.ready()
-        for dataset in self._datasets():
-            if dataset.manifest is not None and self.model.manifest is not None:
-                check_fit(dataset.manifest, self.model.manifest)
-        return [entry.upload.job for entry in entries if entry.state is ReadyState.IMPORTING]
-
-    def _datasets(self) -> list[Entry[DatasetManifest]]:
-        return [entry for entry in (self.calibration, self.evaluation) if entry is not None]
-
-
-async def order_quantize(
-    services: Services,
-    job: str,
-    *,
-    model: str,
-    calibration: str | None,
-    evaluation: str | None,
-    recipe: Recipe,
-    variant: str | None,
-) -> tuple[Job, list[str]]:
-    """Return a quantize job and the jobs it waits for.
-
-    Raises:
-        NotFound, ModelNotReady, SignatureMismatch, RecipeInvalid, NameTaken: it could not be done.
-    """
-    check_rows(recipe, calibration=calibration is not None, evaluation=evaluation is not None)
-    sources = await _sources(services, model=model, calibration=calibration, evaluation=evaluation)
-    after = sources.after()
-    if variant is not None:
-        await _check_free(services, sources.model, variant)
-    return quantize_job(job, sources, recipe=recipe, variant=variant), after
-
-
-async def order_evaluate(
-    services: Services, job: str, *, model: str, variant: str, evaluation: str
-) -> tuple[Job, list[str]]:
-    """Return an evaluate job and the jobs it waits for.
-
-    Raises:
-        NotFound, ModelNotReady, SignatureMismatch: it could not be done.
-    """
-    sources = await _sources(services, model=model, calibration=None, evaluation=evaluation)
-    upload = sources.model.ready().upload
-    await services.variants.get(upload.name, upload.version, check_name(variant, of="variant"))
-    record = Job(
-        id=job,
-        kind=JobKind.EVALUATE,
-        created_at=datetime.now(UTC),
-        model=_label(sources.model),
-        evaluation=_label(sources.evaluation),
-        variant=variant,
-    )
-    return record, sources.after()
-
-
-def quantize_job(job: str, sources: Sources, *, recipe: Recipe, variant: str | None) -> Job:
-    """Return the job's record, with every reference resolved to a version."""
-    return Job(
-        id=job,
-        kind=JobKind.QUANTIZE,
-        created_at=datetime.now(UTC),
-        model=_label(sources.model),
-        calibration=_label(sources.calibration),
-        evaluation=_label(sources.evaluation),
-        recipe=recipe,
-        variant=variant,
-    )
-
-
-def check_rows(recipe: Recipe, *, calibration: bool, evaluation: bool) -> None:
-    """Check that a recipe gets the rows it needs.
-
-    Raises:
-        RecipeInvalid: it does not.
-    """
-    if isinstance(recipe, Cast) and not (calibration or evaluation):
-        raise RecipeInvalid("A cast needs rows to be measured on: send a calibration or an evaluation dataset.")
-    if not isinstance(recipe, Cast) and not calibration:
-        raise RecipeInvalid(f"The technique {recipe.technique} needs a calibration dataset: send one.")
 
 
 async def submit(services: Services, job: Job, *, after: Sequence[str] = (), undo: AsyncExitStack) -> None:
@@ -152,6 +38,7 @@ async def cancel(services: Services, job: Job) -> Job:
     await fail_upload(counted, models=services.models, datasets=services.datasets)
     await services.queue.stop(job.id)
     await services.live.save(counted)
+    await services.live.drop_log(job.id)
     if counted.state is not cancelled.state:
         raise IllegalTransition(f"Job {job.id} is {counted.state} already: it ended before it could be cancelled.")
     return counted
@@ -163,36 +50,3 @@ async def _withdraw(services: Services, job: Job) -> None:
         await services.live.forget(job.id)
     except QueueUnavailable:  # then nobody can take the job either; what is left of it names an upload that is gone
         _log.warning("job could not be withdrawn", extra={"octet": {"job": job.id}})
-
-
-async def _sources(services: Services, *, model: str, calibration: str | None, evaluation: str | None) -> Sources:
-    async def dataset(text: str | None) -> Entry[DatasetManifest] | None:
-        return None if text is None else await services.datasets.resolve(plain_reference(text))
-
-    sources = Sources(
-        model=await services.models.resolve(plain_reference(model)),
-        calibration=await dataset(calibration),
-        evaluation=await dataset(evaluation),
-    )
-    if sources.calibration is not None and _label(sources.calibration) == _label(sources.evaluation):
-        raise RequestInvalid(
-            f"Dataset {_label(sources.calibration)!r} cannot both calibrate and evaluate: name another one, or leave "
-            "evaluation out, and rows that calibration leaves over score."
-        )
-    return sources
-
-
-async def _check_free(services: Services, model: Entry[ModelManifest], variant: str) -> None:
-    upload, name = model.upload, check_name(variant, of="variant")
-    taken = NameTaken(f"{upload.name}:{upload.version} already has a variant {name!r}: choose another name.")
-    if name == FLOAT32:
-        raise taken
-    try:
-        await services.variants.get(upload.name, upload.version, name)
-    except VariantNotFound:
-        return
-    raise taken
-
-
-def _label(entry: Entry[ModelManifest] | Entry[DatasetManifest] | None) -> str | None:
-    return None if entry is None else f"{entry.upload.name}:{entry.upload.version}"

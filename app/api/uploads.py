@@ -10,13 +10,15 @@ from uuid import uuid4
 
 from fastapi import Request
 
-from app.api.bodies import content_length, media_type
+from app.api.bodies import media_type
 from app.api.dependencies import Services
+from app.api.imports import import_job
+from app.api.intake import content_length
 from app.api.multipart import MultipartReader, Part
 from app.api.submission import submit
 from app.catalogue.shelf import Manifest, Shelf
+from app.catalogue.store import LIMIT, too_large
 from app.domain.errors import RequestInvalid, UploadTooLarge
-from app.domain.jobs import Job, JobKind
 from app.domain.models import Upload
 from app.domain.names import check_name
 from app.domain.preprocessing import ImagePreprocessing
@@ -79,7 +81,12 @@ def check_length(request: Request, *, limit: int, files: int = 1) -> None:
     """
     spare = _FORM_BYTES if media_type(request) == FORM else 0
     if content_length(request) > limit * files + spare:
-        raise UploadTooLarge(f"The upload is larger than {limit} bytes, the limit (max_upload_bytes).")
+        if files == 1:
+            raise UploadTooLarge(too_large(limit))
+        raise UploadTooLarge(
+            f"The form is larger than {files} times {limit} bytes, the limit of one file: send smaller ones, or raise "
+            f"{LIMIT}."
+        )
 
 
 def plain_file_name(filename: str | None) -> str:
@@ -146,18 +153,14 @@ async def receive(
 async def announce_model(services: Services, upload: Upload, *, undo: AsyncExitStack) -> None:
     """Make a received model visible and have it imported."""
     await services.models.record(upload)
-    reference = f"{upload.name}:{upload.version}"
-    job = Job(id=upload.job, kind=JobKind.IMPORT, created_at=upload.created_at, subject="model", model=reference)
-    await submit(services, job, undo=undo)
+    await submit(services, import_job(upload, subject="model"), undo=undo)
     services.instruments.upload_bytes.labels("model").inc(upload.size_bytes)
 
 
 async def announce_dataset(services: Services, upload: Upload, *, undo: AsyncExitStack) -> None:
     """Make a received dataset visible and have it imported."""
     await services.datasets.record(upload)
-    reference = f"{upload.name}:{upload.version}"
-    job = Job(id=upload.job, kind=JobKind.IMPORT, created_at=upload.created_at, subject="dataset", dataset=reference)
-    await submit(services, job, undo=undo)
+    await submit(services, import_job(upload, subject="dataset"), undo=undo)
     services.instruments.upload_bytes.labels("dataset").inc(upload.size_bytes)
 
 

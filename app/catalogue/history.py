@@ -21,8 +21,8 @@ class JobHistory:
 
     async def get(self, job: str) -> Job | None:
         """Return a finished job."""
-        data = await self._store.read(f"jobs/{job}.json")
-        return from_json(Job, data) if data is not None else None
+        data = await self._store.read(path := f"jobs/{job}.json")
+        return from_json(Job, data, path=path) if data is not None else None
 
     async def log(self, job: str) -> str | None:
         """Return what a finished job's processes printed."""
@@ -35,5 +35,5 @@ class JobHistory:
 
     async def report(self, job: str) -> Report | None:
         """Return the report of an evaluate job."""
-        data = await self._store.read(f"jobs/{job}.report.json")
-        return from_json(Report, data) if data is not None else None
+        data = await self._store.read(path := f"jobs/{job}.report.json")
+        return from_json(Report, data, path=path) if data is not None else None

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import RecordUnreadable
 
 Record = TypeVar("Record")
 
@@ -23,14 +23,14 @@ def to_json(record: object) -> bytes:
     return _adapter(type(record)).dump_json(record)
 
 
-def from_json(record: type[Record], data: bytes) -> Record:
-    """Read a record.
+def from_json(record: type[Record], data: bytes, *, path: str) -> Record:
+    """Read a record that lies under `path`.
 
     Raises:
-        StoreUnavailable: the bytes are not such a record.
+        RecordUnreadable: the bytes are not such a record.
     """
     try:
         made: Record = _adapter(record).validate_json(data)
     except ValidationError as error:
-        raise StoreUnavailable(f"A stored {record.__name__} cannot be read: restore it from a backup.") from error
+        raise RecordUnreadable(f"The store's {path!r} cannot be read: restore it from a backup.") from error
     return made

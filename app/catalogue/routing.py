@@ -23,14 +23,13 @@ class Routing:
     async def history(self, model: str) -> list[Route]:
         """Return every decision, oldest first."""
         numbers = sorted(await self._numbers(model))
-        read = [await self._store.read(f"models/{model}/routing/{number}.json") for number in numbers]
-        return [from_json(Route, data) for data in read if data is not None]
+        read = [await self._read(model, number) for number in numbers]
+        return [route for route in read if route is not None]
 
     async def current(self, model: str) -> Route | None:
         """Return the decision in force, None if none was ever made."""
         numbers = await self._numbers(model)
-        data = await self._store.read(f"models/{model}/routing/{max(numbers)}.json") if numbers else None
-        return from_json(Route, data) if data is not None else None
+        return await self._read(model, max(numbers)) if numbers else None
 
     async def choose(self, model: str, *, version: int, variant: str) -> Route:
         """Let `variant` of `version` answer from now on."""
@@ -44,17 +43,23 @@ class Routing:
     async def resolve(self, reference: Reference) -> Variant:
         """Return the variant that answers for a reference.
 
-        What the reference leaves open the route in force decides; without one, the newest ready version and its
-        `float32`.
+        A bare name is answered by the route in force. A reference that names a version or a variant means what it
+        means everywhere: without a version the newest that is ready, without a variant the route's, if that is of
+        this version, else `float32`.
 
         Raises:
             ModelNotFound, ModelNotReady, VariantNotFound: nothing can answer.
         """
         route = await self.current(reference.name)
-        version = reference.version or (route.version if route else None)
+        bare = reference.version is None and reference.variant is None
+        version = route.version if route is not None and bare else reference.version
         manifest = (await self._models.resolve(Reference(name=reference.name, version=version))).ready()
         routed = route.variant if route is not None and route.version == manifest.version else FLOAT32
         return await self._variants.get(reference.name, manifest.version, reference.variant or routed)
+
+    async def _read(self, model: str, number: int) -> Route | None:
+        data = await self._store.read(path := f"models/{model}/routing/{number}.json")
+        return from_json(Route, data, path=path) if data is not None else None
 
     async def _numbers(self, model: str) -> list[int]:
         files = await self._store.files(f"models/{model}/routing")

@@ -1,5 +1,6 @@
 """A shelf: named uploads with numbered, immutable versions. Models stand on one, datasets on another."""
 
+import logging
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,12 +9,22 @@ from typing import Generic, TypeVar
 from app.catalogue.records import from_json, to_json
 from app.catalogue.store import Store, Written
 from app.domain.datasets import DatasetManifest
-from app.domain.errors import DatasetNotFound, EmptyUpload, ModelNotFound, ModelNotReady, NotFound
+from app.domain.errors import (
+    DatasetNotFound,
+    EmptyUpload,
+    ModelNotFound,
+    ModelNotReady,
+    NotFound,
+    RecordUnreadable,
+    failure_of,
+)
 from app.domain.jobs import Job, JobError, JobKind, JobState
 from app.domain.models import ImportFailure, ModelManifest, ReadyState, Upload
 from app.domain.names import Reference, check_name
 
 Manifest = TypeVar("Manifest", ModelManifest, DatasetManifest)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +47,29 @@ class Entry(Generic[Manifest]):
         Raises:
             ModelNotReady: the import has not ended, or failed.
         """
-        label = f"{self.upload.name}:{self.upload.version}"
         if self.manifest is not None:
             return self.manifest
         if self.failure is not None:
-            raise ModelNotReady(f"{label} could not be imported: {self.failure.message}")
-        raise ModelNotReady(f"{label} is still being imported: wait for job {self.upload.job}.")
+            raise ModelNotReady(self._reason(self.failure))
+        raise ModelNotReady(f"{self._label} is still being imported: wait for job {self.upload.job}.")
+
+    def imported(self) -> Manifest:
+        """Return the manifest to a job that waited for it, and fails as the import did.
+
+        Raises:
+            OctetError: the import failed; the class is the one that its code names.
+            ModelNotReady: the import has not ended, or was cancelled.
+        """
+        if self.failure is not None and self.manifest is None:
+            raise failure_of(self.failure.code, self._reason(self.failure), otherwise=ModelNotReady)
+        return self.ready()
+
+    @property
+    def _label(self) -> str:
+        return f"{self.upload.name}:{self.upload.version}"
+
+    def _reason(self, failure: ImportFailure) -> str:
+        return f"{self._label} could not be imported: {failure.message}"
 
 
 class Shelf(Generic[Manifest]):
@@ -129,8 +157,8 @@ class Shelf(Generic[Manifest]):
         return sorted(await self._store.folders(self._root))
 
     async def versions(self, name: str) -> list[Entry[Manifest]]:
-        """Return every version of `name`, oldest first."""
-        found = [await self._find(name, version) for version in sorted(await self._numbers(name))]
+        """Return every version of `name` that can be read, oldest first."""
+        found = [await self._find_readable(name, version) for version in sorted(await self._numbers(name))]
         return [entry for entry in found if entry is not None]
 
     def upload_path(self, entry: Entry[Manifest]) -> str:
@@ -146,6 +174,13 @@ class Shelf(Generic[Manifest]):
         except NotFound:
             return None
 
+    async def _find_readable(self, name: str, version: int) -> Entry[Manifest] | None:
+        try:
+            return await self._find(name, version)
+        except RecordUnreadable as error:
+            log.warning("%s", error)
+            return None
+
     async def _load(self, name: str, version: int) -> Entry[Manifest] | None:
         folder = self.folder(name, version)
         upload = await self._store.read(f"{folder}/upload.json")
@@ -154,9 +189,9 @@ class Shelf(Generic[Manifest]):
         manifest = await self._store.read(f"{folder}/manifest.json")
         failure = None if manifest else await self._store.read(f"{folder}/failure.json")
         return Entry(
-            upload=from_json(Upload, upload),
-            manifest=from_json(self._manifest, manifest) if manifest else None,
-            failure=from_json(ImportFailure, failure) if failure else None,
+            upload=from_json(Upload, upload, path=f"{folder}/upload.json"),
+            manifest=from_json(self._manifest, manifest, path=f"{folder}/manifest.json") if manifest else None,
+            failure=from_json(ImportFailure, failure, path=f"{folder}/failure.json") if failure else None,
         )
 
 

@@ -1,16 +1,16 @@
 """Published variants of a model: artifact, report and, written last, the record that makes them visible."""
 
-import asyncio
-import hashlib
+import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
 from app.catalogue.records import from_json, to_json
 from app.catalogue.store import Store
-from app.domain.errors import NameTaken, ReportNotFound, StoreUnavailable, VariantNotFound
+from app.domain.errors import NameTaken, RecordUnreadable, ReportNotFound, StoreUnavailable, VariantNotFound
 from app.domain.reports import Report
 from app.domain.variants import Variant
+
+log = logging.getLogger(__name__)
 
 
 class Variants:
@@ -38,6 +38,9 @@ class Variants:
             NameTaken: another job has published a variant of this name.
             StoreUnavailable: what was written is not what the record says.
         """
+        published = await self._published(variant)
+        if published is not None:
+            return published
         folder = self.folder(variant.model, variant.version, variant.name)
         written = await self._store.write_file(f"{folder}/{variant.artifact.file}", artifact)
         if written.sha256 != variant.artifact.sha256:
@@ -47,22 +50,33 @@ class Variants:
         await self._store.create(f"{folder}/{_report_file(variant)}", to_json(report))
         if await self._store.create(f"{folder}/variant.json", to_json(variant)):
             return variant
-        published = await self.get(variant.model, variant.version, variant.name)
-        if published.job != variant.job:
-            raise NameTaken(
-                f"{variant.model}:{variant.version} already has a variant {variant.name!r}: choose another."
-            )
-        return published
+        return await self._published(variant) or variant
 
     async def publish_numbered(self, variant: Variant, *, artifact: BinaryIO, report: Report) -> Variant:
         """Publish under the variant's name, or with `-2`, `-3`, … behind it when that is taken."""
         number, named = 1, variant
         while True:
             try:
-                return await self.publish(named, artifact=artifact, report=replace(report, variant=named.name))
+                return await self.publish(named, artifact=artifact, report=report.renamed(named.name))
             except NameTaken:
                 number += 1
                 named = replace(variant, name=f"{variant.name}-{number}")
+
+    async def _published(self, variant: Variant) -> Variant | None:
+        """Return what the variant's own job has published under its name, None if the name is free.
+
+        Raises:
+            NameTaken: another job has published a variant of this name.
+        """
+        try:
+            published = await self.get(variant.model, variant.version, variant.name)
+        except VariantNotFound:
+            return None
+        if published.job != variant.job:
+            raise NameTaken(
+                f"{variant.model}:{variant.version} already has a variant {variant.name!r}: choose another."
+            )
+        return published
 
     async def get(self, model: str, version: int, name: str) -> Variant:
         """Return one variant.
@@ -72,17 +86,17 @@ class Variants:
         """
         key = (model, version, name)
         if key not in self._known:
-            data = await self._store.read(f"{self.folder(*key)}/variant.json")
+            data = await self._store.read(path := f"{self.folder(*key)}/variant.json")
             if data is None:
                 raise VariantNotFound(
                     f"{model}:{version} has no variant {name!r}: "
                     f"list them at /v1/models/{model}:{version}/variants, or quantize the model."
                 )
-            self._known[key] = from_json(Variant, data)
+            self._known[key] = from_json(Variant, data, path=path)
         return self._known[key]
 
     async def list(self, model: str, version: int) -> list[Variant]:
-        """Return every published variant of a version, oldest first."""
+        """Return every published variant of a version that can be read, oldest first."""
         names = await self._store.folders(f"models/{model}/{version}/variants")
         found: list[Variant] = []
         for name in names:
@@ -90,52 +104,21 @@ class Variants:
                 found.append(await self.get(model, version, name))
             except VariantNotFound:  # being written, or left by a writer that lost
                 continue
+            except RecordUnreadable as error:
+                log.warning("%s", error)
         return sorted(found, key=lambda variant: variant.created_at)
 
     async def report(self, variant: Variant) -> Report:
         """Return what was measured about a variant."""
         folder = self.folder(variant.model, variant.version, variant.name)
-        data = await self._store.read(f"{folder}/{_report_file(variant)}")
+        data = await self._store.read(path := f"{folder}/{_report_file(variant)}")
         if data is None:
-            raise ReportNotFound(f"The report of {variant.model}:{variant.version}@{variant.name} is gone.")
-        return from_json(Report, data)
+            raise ReportNotFound(
+                f"The report of {variant.model}:{variant.version}@{variant.name} is gone from the store: restore it "
+                "from a backup, or evaluate the variant again."
+            )
+        return from_json(Report, data, path=path)
 
 
 def _report_file(variant: Variant) -> str:
     return f"{variant.artifact.sha256[:16]}.report.json"
-
-
-def _sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-class ArtifactCache:
-    """Local copies of artifacts for runners to load, each checked against its SHA-256 whenever it is asked for."""
-
-    def __init__(self, store: Store, variants: Variants, *, folder: Path) -> None:
-        self._store = store
-        self._variants = variants
-        self._folder = folder
-
-    async def fetch(self, variant: Variant) -> Path:
-        """Return a local file with the variant's artifact.
-
-        Raises:
-            StoreUnavailable: the store's copy is not what was published.
-        """
-        kept = self._folder / f"{variant.artifact.sha256}.onnx"
-        if kept.exists() and await asyncio.to_thread(_sha256_of, kept) == variant.artifact.sha256:
-            return kept
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / f".{variant.artifact.sha256}.{id(variant)}"
-        try:
-            written = await self._store.fetch(self._variants.artifact_path(variant), fresh)
-            if written.sha256 != variant.artifact.sha256:
-                raise StoreUnavailable(
-                    f"The artifact of {variant.model}:{variant.version}@{variant.name} is damaged in the store: "
-                    "its SHA-256 is not the published one."
-                )
-            return fresh.replace(kept)
-        finally:
-            fresh.unlink(missing_ok=True)

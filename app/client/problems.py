@@ -18,7 +18,7 @@ from app.domain.errors import (
     TooLarge,
     TooMany,
     Unavailable,
-    job_failure,
+    failure_of,
     tree,
 )
 from app.domain.jobs import Job, JobState
@@ -105,10 +105,10 @@ def succeeded(job: Job) -> Job:
     """Return a finished job if it succeeded.
 
     Raises:
-        JobFailure: it failed, as the class that its code names; or it was cancelled.
+        OctetError: it failed, as the class that its code names; JobFailure if it was cancelled.
     """
     if job.state is JobState.SUCCEEDED:
         return job
     if job.error is None:
         raise JobFailure(f"Job {job.id} is {job.state}, so it has no outcome: ask for the work again.")
-    raise job_failure(job.error.code, job.error.message)
+    raise failure_of(job.error.code, job.error.message)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.domain.datasets import ArraySpec, DatasetFormat
-from app.domain.errors import ModelNotReady, job_failure
+from app.domain.errors import ModelNotReady, failure_of
 from app.domain.jobs import JobError
 from app.domain.models import ModelFormat, ReadyState
 from app.domain.preprocessing import ImagePreprocessing
@@ -130,11 +130,11 @@ def ready(uploaded: Version) -> Version:
     """Return an upload that is imported.
 
     Raises:
-        JobFailure: its import failed, and why.
+        OctetError: its import failed; the class is the one that its code names.
         ModelNotReady: its import goes on, or was cancelled.
     """
     if uploaded.error is not None:
-        raise job_failure(uploaded.error.code, uploaded.error.message)
+        raise failure_of(uploaded.error.code, uploaded.error.message, otherwise=ModelNotReady)
     if uploaded.state is not ReadyState.READY:
         raise ModelNotReady(f"{uploaded.reference} is {uploaded.state}: wait for job {uploaded.import_job}.")
     return uploaded

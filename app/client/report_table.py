@@ -74,8 +74,8 @@ def _flips(report: Report) -> str:
     points = f"{100 * difference.value:+.2f} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
     rows = report.accuracy.measured[report.variant].rows
     return (
-        f"Against float32 on the same {rows} rows: {points}; {len(flips.lost)} answers lost, "
-        f"{len(flips.gained)} gained, {len(flips.moved)} wrong otherwise."
+        f"Against float32 on the same {rows} rows: {points}; of the answers "
+        f"{len(flips.lost)} lost, {len(flips.gained)} gained, {len(flips.moved)} wrong in another way."
     )
 
 

@@ -22,13 +22,15 @@ OctetError
 │   └── ModelNotReady           the model or dataset is still being imported, or failed to
 ├── TooLarge
 │   ├── UploadTooLarge
-│   └── BatchTooLarge
+│   ├── BatchTooLarge
+│   └── AnswerTooLarge          a model made more output than a prediction may have
 ├── TooMany                     a client's quota
 ├── Unavailable                 try again later
 │   ├── QueueUnavailable        Redis does not answer
 │   ├── QueueFull
 │   ├── VariantNotReady
 │   ├── StoreUnavailable
+│   │   └── RecordUnreadable    a record in the store is damaged
 │   └── StoreFull
 ├── RunnerCrashed
 ├── DeadlineExceeded
@@ -155,6 +157,10 @@ class BatchTooLarge(TooLarge):
     code = "batch_too_large"
 
 
+class AnswerTooLarge(TooLarge):
+    code = "answer_too_large"
+
+
 class TooMany(OctetError):
     code = "too_many"
 
@@ -177,6 +183,10 @@ class VariantNotReady(Unavailable):
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
+
+
+class RecordUnreadable(StoreUnavailable):
+    code = "record_unreadable"
 
 
 class StoreFull(Unavailable):
@@ -258,6 +268,15 @@ class InternalFailure(JobFailure):
 def tree(root: type[OctetError] = OctetError) -> list[type[OctetError]]:
     """Return `root` and every class below it, parents before children."""
     return [root, *(error for child in root.__subclasses__() for error in tree(child))]
+
+
+def failure_of(code: str, message: str, *, otherwise: type[OctetError] = JobFailure) -> OctetError:
+    """Rebuild any failure from its code, as read from a record that Octet wrote itself.
+
+    A code that is none of the tree's, such as `cancelled`, becomes `otherwise`.
+    """
+    by_code = {error.code: error for error in tree()}
+    return by_code.get(code, otherwise)(message)
 
 
 def job_failure(code: str, message: str) -> JobFailure:

@@ -1,5 +1,6 @@
 """How an encoded image becomes a model's input row. A declaration only: `workers.data.preprocessing` does it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,10 @@ class ImagePreprocessing:
         channels = 1 if self.colour == "grey" else 3
         if len(self.mean) != channels or len(self.std) != channels:
             raise RequestInvalid(f"Preprocessing in {self.colour} needs {channels} values in mean and in std.")
-        if any(value == 0 for value in self.std):
-            raise RequestInvalid("Preprocessing divides by std: no value may be zero.")
+        if not all(math.isfinite(value) for value in (self.scale, *self.mean, *self.std)):
+            raise RequestInvalid("Preprocessing takes finite numbers for scale, mean and std: no NaN, no infinity.")
+        if self.scale == 0 or 0 in self.std:
+            raise RequestInvalid("Preprocessing multiplies by scale and divides by std: none of them may be zero.")
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if size is not None and not 1 <= size <= LARGEST_SIDE:
                 raise RequestInvalid(f"Preprocessing {name} is {size} pixels: take 1 to {LARGEST_SIDE}.")

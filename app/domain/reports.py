@@ -1,10 +1,12 @@
 """report.json: measured facts about one variant, taken on its artifact by the engine that serves it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from app.domain.recipes import Recipe
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,3 +239,19 @@ class Report:
     notes: tuple[str, ...]
     created_at: datetime
     schema_version: Literal[1] = 1
+
+    def renamed(self, variant: str) -> "Report":
+        """Return the same report for the name that the variant was published under."""
+
+        def keys(measured: dict[str, Value]) -> dict[str, Value]:
+            return {variant if form == self.variant else form: value for form, value in measured.items()}
+
+        return replace(
+            self,
+            variant=variant,
+            accuracy=replace(self.accuracy, measured=keys(self.accuracy.measured)) if self.accuracy else None,
+            fidelity=keys(self.fidelity),
+            latency=keys(self.latency),
+            memory=keys(self.memory),
+            kernels=keys(self.kernels),
+        )

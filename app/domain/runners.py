@@ -40,6 +40,7 @@ class Load:
 
     Attributes:
         threads: for the engine; 0 takes every core the process may use.
+        max_answer_bytes: of all outputs of one request; a larger answer is refused.
     """
 
     kind: Literal["load"] = "load"
@@ -48,6 +49,7 @@ class Load:
     execution: Execution
     signature: Signature
     threads: int
+    max_answer_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

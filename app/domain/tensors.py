@@ -42,6 +42,9 @@ PROTOCOL_NAMES: dict[DType, str] = {
 }
 
 
+MAX_NAME_CHARS = 256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """One input or output of a model.
@@ -57,6 +60,11 @@ class TensorSpec:
     batch_axis: int | None = 0
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable() or len(self.name) > MAX_NAME_CHARS:
+            raise SignatureMismatch(
+                f"A tensor's name is not printable or longer than {MAX_NAME_CHARS} characters: "
+                f"{self.name[:80]!a}: rename it and export the model again."
+            )
         if any(size is not None and size < 0 for size in self.shape):
             raise SignatureMismatch(f"Tensor {self.name!r} declares a negative size in shape {list(self.shape)}.")
         if self.batch_axis is not None and not 0 <= self.batch_axis < len(self.shape):

@@ -28,7 +28,7 @@ class JobQueue:
 
     Args:
         attempts: how often a job is started in all when its worker is lost.
-        most_queued: how many jobs may wait.
+        most_queued: how many jobs may wait, for a worker or for other jobs.
     """
 
     def __init__(self, redis: Redis, *, timeout_seconds: int, attempts: int, most_queued: int) -> None:
@@ -50,12 +50,16 @@ class JobQueue:
         """Take a job out of the queue, or have its worker end it."""
         await _in_thread(lambda: self._stop(job))
 
+    async def knows(self, job: str) -> bool:
+        """Return whether a job waits, runs, or did so in the last hour."""
+        return await _in_thread(lambda: QueuedJob.exists(job, connection=self._redis))
+
     async def depth(self) -> int:
         """Return how many jobs wait for a worker."""
         return await _in_thread(lambda: self._queue.count)
 
     def _submit(self, job: str, after: Sequence[str]) -> None:
-        if self._queue.count >= self._most_queued:
+        if self._queue.count + self._queue.deferred_job_registry.count >= self._most_queued:
             raise QueueFull(f"{self._most_queued} jobs wait already, the limit: try again when some have ended.")
         known = [other for other in after if QueuedJob.exists(other, connection=self._redis)]
         self._queue.enqueue_call(

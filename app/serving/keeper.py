@@ -16,7 +16,7 @@ from app.serving.terms import Inference, Observer, PoolLimits
 log = logging.getLogger(__name__)
 
 Fetch = Callable[[Variant], Awaitable[Path]]
-"""Bring a variant's artifact to a file on this machine."""
+"""Bring a variant's artifact to a file on this machine; return its absolute path."""
 
 MOST_DEATHS = 2
 MOST_DEATHS_IN_LOADING = 4

@@ -28,10 +28,10 @@ class RunnerProcess:
         self._log_task = asyncio.create_task(self._log_lines(), name=f"log of {name}")
 
     @classmethod
-    async def spawn(cls, *, name: str) -> tuple[Self, socket.socket]:
-        """Start a runner; return it and this side's end of its socket pair."""
+    async def spawn(cls, *, name: str, artifact: Path, memory_bytes: int) -> tuple[Self, socket.socket]:
+        """Start a runner that may read one artifact; return it and this side's end of its socket pair."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        starting = asyncio.create_task(_start(theirs))
+        starting = asyncio.create_task(_start(theirs, artifact=artifact, memory_bytes=memory_bytes))
         try:
             process = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -75,10 +75,10 @@ class RunnerProcess:
                 log.info("runner %d (%s): %s", self.pid, self._name, line)
 
 
-async def _start(theirs: socket.socket) -> asyncio.subprocess.Process:
+async def _start(theirs: socket.socket, *, artifact: Path, memory_bytes: int) -> asyncio.subprocess.Process:
     with theirs:
         return await asyncio.create_subprocess_exec(
-            *_command(theirs.fileno()),
+            *_command(theirs.fileno(), artifact=artifact, memory_bytes=memory_bytes),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -88,8 +88,9 @@ async def _start(theirs: socket.socket) -> asyncio.subprocess.Process:
         )
 
 
-def _command(descriptor: int) -> list[str]:
-    arguments = ["--socket", str(descriptor), "--gateway", str(os.getpid())]
+def _command(descriptor: int, *, artifact: Path, memory_bytes: int) -> list[str]:
+    told = {"--socket": descriptor, "--gateway": os.getpid(), "--artifact": artifact, "--memory": memory_bytes}
+    arguments = [str(word) for pair in told.items() for word in pair]
     return [sys.executable, "-P", "-m", "workers.runners", *arguments]
 
 

@@ -89,7 +89,11 @@ class Runner:
             VariantNotReady: it refused the artifact, or took too long.
             RunnerDied: it died on the way.
         """
-        process, end = await RunnerProcess.spawn(name=f"{variant.model}:{variant.version}@{variant.name}")
+        process, end = await RunnerProcess.spawn(
+            name=f"{variant.model}:{variant.version}@{variant.name}",
+            artifact=artifact,
+            memory_bytes=limits.memory_bytes,
+        )
         runner = cls(variant, process, end, limits=limits)
         try:
             async with asyncio.timeout(limits.start_timeout_seconds):
@@ -167,6 +171,7 @@ class Runner:
                 execution=self.variant.execution,
                 signature=self.variant.signature,
                 threads=self._limits.threads,
+                max_answer_bytes=self._limits.max_answer_bytes,
             )
         )
         ready = await self._loaded

@@ -29,6 +29,8 @@ class PoolLimits:
         request_timeout_seconds: from `infer` to its answer, loading and waiting included.
         max_batch_size: rows in one request.
         max_queued: requests at once for one variant.
+        max_answer_bytes: of all outputs of one request.
+        memory_bytes: of one runner; an allocation beyond fails the request that needs it.
     """
 
     max_loaded: int = 8
@@ -37,6 +39,8 @@ class PoolLimits:
     request_timeout_seconds: float = 60
     max_batch_size: int = 256
     max_queued: int = 256
+    max_answer_bytes: int = 256 * 2**20
+    memory_bytes: int = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from app import __version__
 from app.api import examples
 from app.api.application import build_api
 from app.api.dependencies import Services
+from app.api.http_protocol import BoundedHttpProtocol
 from app.bootstrap import open_services
 from app.domain.datasets import ArraySpec, DatasetFormat, DatasetManifest
 from app.domain.jobs import Job
@@ -102,7 +103,9 @@ def running_api(folder: Path, *, redis_url: str, **settings: Any) -> Iterator[Ap
 
 @contextmanager
 def _served(app: FastAPI, listener: socket.socket) -> Iterator[None]:
-    config = uvicorn.Config(app, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, http=BoundedHttpProtocol, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -173,6 +173,14 @@ def test_a_live_log_is_read(ready: Api) -> None:
     assert (answer.text, answer.headers["content-type"]) == ("one\ntwo\n", "text/plain; charset=utf-8")
 
 
+def test_the_log_of_a_cancelled_job_is_kept_in_history_alone(ready: Api) -> None:
+    job = queued(ready)
+    ready.do(lambda services: services.live.append_log(job.id, ["one"]))
+    assert ready.client.post(f"/v1/jobs/{job.id}/cancel").status_code == 202
+    assert ready.do(lambda services: services.live.log(job.id)) == ""
+    assert ready.client.get(f"/v1/jobs/{job.id}/log").text == "one\n"
+
+
 def test_a_job_without_a_report_is_said_so(ready: Api) -> None:
     answer = ready.client.get(f"/v1/jobs/{queued(ready).id}/report")
     assert (answer.status_code, answer.json()["code"]) == (404, "report_not_found")

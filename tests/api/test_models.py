@@ -37,6 +37,17 @@ def test_a_file_name_becomes_a_plain_one(api: Api, filename: str, stored: str | 
     assert file == stored or (stored is None and len(file) <= 100 and file.endswith(".pt2"))
 
 
+def test_a_damaged_record_hides_itself_alone(api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish_model(api, tmp_path, name="whole")
+    publish_model(api, tmp_path, name="damaged")
+    (api.store_folder / "models" / "damaged" / "1" / "upload.json").write_text("{")
+    listed = api.client.get("/v1/models").json()["models"]
+    assert [model["name"] for model in listed] == ["whole"]
+    assert "models/damaged/1/upload.json" in caplog.text
+    answer = api.client.get("/v1/models/damaged:1")
+    assert (answer.status_code, answer.json()["code"]) == (503, "record_unreadable")
+
+
 def test_two_uploads_of_one_name_get_two_versions(api: Api) -> None:
     assert [api.upload_model()["version"], api.upload_model()["version"]] == [1, 2]
 

@@ -4,10 +4,12 @@ import base64
 import io
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -271,3 +273,19 @@ def test_a_service_without_redis_is_ready_and_says_so(serving: Api) -> None:
         200,
         {"status": "ready", "checks": {"store": "ok", "queue": "unavailable"}},
     )
+
+
+def test_an_answer_that_does_not_come_in_time_counts_as_a_timeout(tmp_path: Path) -> None:
+    nowhere = f"unix://{tmp_path}/nobody-listens.sock"
+    before = psutil.Process().children()
+    with running_api(tmp_path / "data", redis_url=nowhere, predict_timeout_seconds=0.5) as api:
+        publish_model(api, tmp_path, name="net")
+        assert api.client.post("/v1/models/net/variants/float32/load").status_code == 200
+        (runner,) = [child for child in psutil.Process().children() if child not in before]
+        runner.suspend()
+        try:
+            answer = api.client.post(PREDICT, content=npy(ROWS), headers=NPY)
+        finally:
+            runner.resume()
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        assert 'outcome="timeout",variant="float32",version="1"} 1.0' in api.client.get("/metrics").text

@@ -90,18 +90,26 @@ def test_who_waits_gets_the_artifact(api: Api, tmp_path: Path) -> None:
     assert len(answer.headers["octet-job"]) == 32
 
 
-def test_who_waits_for_a_failure_gets_its_code(api: Api) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("no_int8_kernels", "No int8 kernel runs."),
+        ("upload_unreadable", "net:1 could not be imported: It is no ONNX."),  # random bytes
+        ("signature_mismatch", "Array 'x' is float64, but the model takes float32."),  # float64 rows
+        ("dataset_unfit", "rows:1 could not be imported: Array 'x' has NaN in row 3."),  # NaN
+    ],
+)
+def test_who_waits_for_a_failure_gets_its_code(api: Api, code: str, message: str) -> None:
     def work() -> None:
         job = job_of(api, the_quantize_job(api)).start(NOW)
-        error = JobError(code="no_int8_kernels", message="No int8 kernel runs.")
+        error = JobError(code=code, message=message)
         api.do(lambda services: services.live.save(job.fail(NOW, error)))
 
     worker = threading.Thread(target=work)
     worker.start()
     answer = one_shot(api, [("model", MODEL), ("calibration", ROWS)], prefer="wait=30")
     worker.join()
-    assert (answer.status_code, answer.json()["code"]) == (422, "no_int8_kernels")
-    assert answer.json()["detail"] == "No int8 kernel runs."
+    assert (answer.status_code, answer.json()["code"], answer.json()["detail"]) == (422, code, message)
 
 
 def the_quantize_job(api: Api) -> str:

@@ -104,6 +104,16 @@ def call(number, *arguments):
     if libc.syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "refused")
 
+def holding(attack, path=own):
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        attack(opened)
+    finally:
+        os.close(opened)
+
+def set_flags(request, size):
+    holding(lambda opened: fcntl.ioctl(opened, request, bytes(size)))
+
 def pinned(process):
     assert os.sched_getaffinity(process) == {0}
 
@@ -186,6 +196,19 @@ attempt("load a kernel program")(lambda: call(321, 0, None, 0))
 attempt("catch page faults")(lambda: call(323, 0))
 attempt("use the kernel's keys")(lambda: call(250, 0, -3, 0, 0, 0))
 attempt("set the clock")(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()))
+attempt("lease a file of the installation")(lambda: holding(lambda file: fcntl.fcntl(file, 1024, fcntl.F_WRLCK)))
+attempt("watch a folder by its descriptor")(lambda: holding(lambda folder: fcntl.fcntl(folder, 1026, 1), sys.prefix))
+attempt("watch a folder outside")(lambda: call(254, call(294, 0), OUTSIDE.encode(), 0xFFF))
+attempt("set flags of the installation")(lambda: set_flags(0x40086602, 8))
+attempt("set flags of the installation the short way")(lambda: set_flags(0x40046602, 4))
+attempt("set attributes of the installation")(lambda: set_flags(0x401C5820, 28))
+attempt("seal a file")(lambda: set_flags(0x40806685, 128))
+attempt("queue reads in the kernel")(lambda: call(206, 128, ctypes.byref(ctypes.c_ulong(0))))
+attempt("list the connections")(lambda: open("/proc/self/net/tcp").read())
+attempt("list the local sockets")(lambda: open("/proc/self/net/unix").read())
+attempt("list the connections by a thread")(lambda: open(f"/proc/self/task/{os.getpid()}/net/tcp").read())
+attempt("list the mounts")(lambda: open("/proc/self/mountinfo").read())
+attempt("list the control groups")(lambda: os.listdir("/sys/fs/cgroup"))
 attempt("use a call younger than the filter")(lambda: call(463, 0, 0, 0, 0, 0, 0))
 tried["descriptors"] = [os.readlink(f"/proc/self/fd/{number}") for number in range(64) if is_open(number)]
 with open("attempts.json", "w") as file:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -20,7 +20,7 @@ from app.domain.datasets import DatasetFormat
 from app.domain.errors import DatasetUnfit, JobFailure, UploadRefused, UploadUnreadable
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, Signature, TensorSpec
-from workers.data import archive
+from workers import archives
 from workers.data.batches import Batch, batches
 from workers.data.datasets import open_dataset
 from workers.data.describe import describe
@@ -197,14 +197,17 @@ def test_damaged_files_fail_with_a_sentence_or_not_at_all(name: str, tmp_path: P
         SAVERS[name](tmp_path / name, {"x": np.ones((6, 4), np.float32), "labels": np.arange(6)})
     else:
         zipped(tmp_path, FOLDERS)
-    whole, random = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    whole, random, refusals = (tmp_path / name).read_bytes(), np.random.default_rng(0), 0
     for _ in range(200):
         damaged = bytearray(whole)
         at = int(random.integers(len(whole)))
         damaged[at : at + int(random.integers(3))] = random.bytes(int(random.integers(3)))
         (tmp_path / "damaged").write_bytes(damaged)
-        with suppress(JobFailure):
+        try:
             read(tmp_path, "damaged")
+        except JobFailure as failure:
+            refusals += failure.message.endswith(".")
+    assert refusals > 0
 
 
 @pytest.mark.parametrize("rows", [3, 5])
@@ -234,14 +237,14 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "RATIO_MATTERS_FROM_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "DATASETS", replace(archives.DATASETS, bomb_from_bytes=1 << 20))
     zipped(tmp_path, {"cat/1.png": bytes(2 << 20)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UploadRefused, match="bomb"):
         read(tmp_path, "images.zip")
 
 
 def test_too_many_members_are_refused_before_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "LARGEST_DIRECTORY_BYTES", 100)
+    monkeypatch.setattr(archives, "DATASETS", replace(archives.DATASETS, directory_bytes=100))
     zipped(tmp_path, FOLDERS)
     with pytest.raises(UploadRefused, match="directory takes"):
         read(tmp_path, "images.zip")

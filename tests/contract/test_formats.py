@@ -14,6 +14,7 @@ from torch import nn
 
 from app.domain.errors import JobFailure
 from app.domain.models import ModelFormat
+from app.domain.preprocessing import ImagePreprocessing
 from tests import graphs
 from tests.contract import hostile
 from workers.sandbox import Limits, run_stage
@@ -39,7 +40,7 @@ async def _ignore(*_: object) -> None:
     return None
 
 
-def _import(upload: Path) -> Imported:
+def _import(upload: Path, *, preprocessing: ImagePreprocessing | None = None) -> Imported:
     async def both() -> tuple[ConvertResult, VerifyResult]:
         scratch = upload.parent
         converted: ConvertResult = await run_stage(
@@ -50,7 +51,12 @@ def _import(upload: Path) -> Imported:
             on_progress=_ignore,
             on_log=_ignore,
         )
-        check = VerifySpec(artifact=converted.artifact, samples=converted.samples, original=converted.original)
+        check = VerifySpec(
+            artifact=converted.artifact,
+            samples=converted.samples,
+            original=converted.original,
+            preprocessing=preprocessing,
+        )
         verified: VerifyResult = await run_stage(
             "verify", check, scratch=scratch, limits=LIMITS, on_progress=_ignore, on_log=_ignore
         )
@@ -60,9 +66,9 @@ def _import(upload: Path) -> Imported:
     return Imported(converted=converted, verified=verified, graph=onnx.load(upload.parent / converted.artifact))
 
 
-def _refusal(upload: Path) -> JobFailure:
+def _refusal(upload: Path, *, preprocessing: ImagePreprocessing | None = None) -> JobFailure:
     with pytest.raises(JobFailure) as raised:
-        _import(upload)
+        _import(upload, preprocessing=preprocessing)
     assert raised.value.message.isprintable()
     assert str(upload.parent) not in raised.value.message
     return raised.value
@@ -256,13 +262,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "random bytes": (_bytes(np.random.default_rng(0).bytes(5000)), "upload_unreadable", "neither"),
     "text": (_bytes(b"hello, this is no model"), "upload_unreadable", "neither"),
     "truncated onnx": (_bytes(_ONNX[: len(_ONNX) // 2]), "upload_unreadable", "neither"),
-    "truncated pt2": (_truncated, "upload_unreadable", "ends early or is damaged"),
+    "truncated pt2": (_truncated, "upload_unreadable", "truncated"),
     "a pickle": (_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00."), "upload_unreadable", "pickle"),
     "a checkpoint": (lambda p: hostile.checkpoint(p / "m.pt2"), "upload_unreadable", "torch.export.save"),
     "torchscript": (_script, "upload_unreadable", "TorchScript"),
     "in training mode": (_trained, "upload_refused", "eval()"),
     "zip upwards": (lambda p: hostile.archive(p / "m", {"../m.onnx": _ONNX}), "upload_refused", "../m.onnx"),
-    "zip from the root": (lambda p: hostile.archive(p / "m", {"/m.onnx": _ONNX}), "upload_refused", "leaves"),
+    "zip from the root": (lambda p: hostile.archive(p / "m", {"/m.onnx": _ONNX}), "upload_refused", "leads outside"),
     "zip with a link": (lambda p: hostile.archive(p / "m", {"m.onnx": _ONNX}, link="w"), "upload_refused", "link"),
     "zip of nothing": (lambda p: hostile.archive(p / "m", {"readme": b"x"}), "upload_unreadable", "neither"),
     "zip of two": (lambda p: hostile.archive(p / "m", {"a.onnx": _ONNX, "b.onnx": _ONNX}), "upload_refused", "2 .onnx"),
@@ -302,3 +308,40 @@ def test_an_artifact_that_answers_differently_is_a_mismatch(tmp_path: Path) -> N
     with pytest.raises(JobFailure, match="the first one") as raised:
         asyncio.run(run_stage("verify", check, scratch=tmp_path, limits=LIMITS, on_progress=_ignore, on_log=_ignore))
     assert raised.value.code == "conversion_mismatch"
+
+
+GREY = ImagePreprocessing(colour="grey", mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.parametrize("preprocessing", [ImagePreprocessing(), ImagePreprocessing(resize=10, crop=8)])
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_preprocessing_that_makes_the_input_is_taken(
+    tmp_path: Path, preprocessing: ImagePreprocessing, batch: int | None
+) -> None:
+    graph = graphs.conv_classifier()
+    upload = _onnx(tmp_path / "m.onnx", graph if batch is None else _fixed(graph, batch))
+    assert _import(upload, preprocessing=preprocessing).verified.parameters > 100
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "made"),
+    [
+        (GREY, "[1, 8, 8]"),
+        (ImagePreprocessing(crop=7), "[3, 7, 7]"),
+        (ImagePreprocessing(layout="hwc"), "[3, 8, 3]"),
+    ],
+)
+def test_a_preprocessing_that_fits_no_image_to_the_input_is_refused(
+    tmp_path: Path, preprocessing: ImagePreprocessing, made: str
+) -> None:
+    failure = _refusal(_onnx(tmp_path / "m.onnx", graphs.conv_classifier()), preprocessing=preprocessing)
+    assert failure.code == "upload_refused"
+    assert f"makes rows of {made}, but input 'x' takes float32[N, 3, 8, 8]" in failure.message
+
+
+def test_a_model_of_several_inputs_takes_no_images(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("a", "b", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "add", values[:2], values[2:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    failure = _refusal(_onnx(tmp_path / "m.onnx", made), preprocessing=ImagePreprocessing())
+    assert "takes 2 inputs (a, b)" in failure.message

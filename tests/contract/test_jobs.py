@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,7 +13,7 @@ from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job as QueuedJob
 from rq.serializers import JSONSerializer
 
-from app.domain.errors import QueueFull, QueueUnavailable
+from app.domain.errors import QueueFull, QueueUnavailable, TooMany
 from app.domain.jobs import Job, JobKind, JobState
 from app.jobs.live import LiveJobs, read_job
 from app.jobs.queue import RUN, JobQueue
@@ -59,6 +60,45 @@ def test_jobs_are_listed_newest_first_and_counted_by_state(redis: Redis) -> None
     with_live(redis, scenario)
 
 
+def test_a_record_that_cannot_be_read_is_passed_over_in_lists_and_named_when_asked_for(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        broken, sound = new_job(), new_job()
+        await live.save(broken)
+        await live.save(sound)
+        with BlockingRedis.from_url(redis.url) as client:
+            client.set(f"octet:job:{broken.id}", b'{"of": "another Octet"}')
+        assert [job.id for job in await live.newest(10)] == [sound.id]
+        assert (await live.count())[JobState.QUEUED] == 2
+        with pytest.raises(QueueUnavailable, match=f"record of job {broken.id} cannot be read"):
+            await live.get(broken.id)
+        assert await live.save(broken.start(NOW))
+
+    with_live(redis, scenario)
+
+
+def test_a_job_that_redis_has_dropped_is_neither_counted_nor_listed(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        old, new = new_job().start(NOW).succeed(NOW), new_job().start(NOW).succeed(NOW)
+        await live.save(old)
+        await live.save(new)
+        with BlockingRedis.from_url(redis.url) as client:
+            client.zadd("octet:jobs:succeeded", {old.id: NOW.timestamp() - 1})  # seven days have gone by
+            client.delete(f"octet:job:{old.id}")
+            assert (await live.count())[JobState.SUCCEEDED] == 1
+            assert client.zrange("octet:jobs", 0, -1) == [new.id.encode()]
+
+    with_live(redis, scenario)
+
+
+def test_a_job_that_was_never_queued_is_forgotten(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        await live.save(job := new_job())
+        await live.forget(job.id)
+        assert (await live.newest(10), sum((await live.count()).values())) == ([], 0)
+
+    with_live(redis, scenario)
+
+
 def test_progress_told_late_does_not_undo_a_cancel(redis: Redis) -> None:
     async def scenario(live: LiveJobs) -> None:
         running = new_job().start(NOW)
@@ -91,11 +131,27 @@ def test_a_follower_sees_every_state_until_the_last(redis: Redis) -> None:
     with_live(redis, scenario)
 
 
+def test_only_so_many_follow_at_once(redis: Redis) -> None:
+    async def run() -> None:
+        async with AsyncRedis.from_url(redis.url) as client:
+            live, job = LiveJobs(client, followers=client, most_followers=1), new_job()
+            await live.save(job)
+            async with aclosing(live.follow(job.id)) as first:
+                assert await anext(first) is not None
+                with pytest.raises(TooMany, match="1 clients"):
+                    await anext(live.follow(job.id))
+            assert await anext(live.follow(job.id)) is not None
+
+    asyncio.run(run())
+
+
 def test_a_log_keeps_its_order(redis: Redis) -> None:
     async def scenario(live: LiveJobs) -> None:
         await live.append_log("j", ["one", "two"])
         await live.append_log("j", ["three"])
         assert await live.log("j") == "one\ntwo\nthree\n"
+        await live.drop_log("j")
+        assert await live.log("j") == ""
 
     with_live(redis, scenario)
 
@@ -106,6 +162,17 @@ def test_an_idempotency_key_belongs_to_the_first_job(redis: Redis) -> None:
         assert await live.claim("key", "second") == "first"
         await live.release("key")
         assert await live.claim("key", "third") == "third"
+
+    with_live(redis, scenario)
+
+
+def test_a_claim_that_nobody_keeps_ends_within_a_minute(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        await live.claim("key", "first")
+        with BlockingRedis.from_url(redis.url) as client:
+            assert 0 < client.ttl("octet:idempotency:key") <= 60
+            await live.keep_claim("key")
+            assert client.ttl("octet:idempotency:key") > 80_000
 
     with_live(redis, scenario)
 
@@ -138,6 +205,16 @@ def test_a_full_queue_takes_no_more(redis: Redis) -> None:
         asyncio.run(queue.submit("two"))
         with pytest.raises(QueueFull, match="2 jobs wait"):
             asyncio.run(queue.submit("three"))
+
+
+def test_jobs_that_wait_for_others_fill_the_queue_too(redis: Redis) -> None:
+    with BlockingRedis.from_url(redis.url) as client:
+        client.flushall()
+        queue = queue_of(client, most_queued=2)
+        asyncio.run(queue.submit("import"))
+        asyncio.run(queue.submit("quantize", after=["import"]))
+        with pytest.raises(QueueFull, match="2 jobs wait"):
+            asyncio.run(queue.submit("third", after=["import"]))
 
 
 def test_a_job_waits_for_those_before_it_and_a_stopped_one_leaves_the_queue(redis: Redis) -> None:

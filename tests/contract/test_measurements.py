@@ -1,5 +1,6 @@
 """What a report says is what the engine did: answers, kernels, memory and time of real forms of a small model."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,17 +17,21 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import TypeAdapter
 
 from app.domain.datasets import DatasetFormat
-from app.domain.errors import DatasetUnfit, ToolchainFailed
+from app.domain.errors import DatasetUnfit, PrecisionUnavailable, ToolchainFailed
 from app.domain.recipes import Cast, PtqStatic, Recipe
 from app.domain.reports import Layer
+from app.domain.runners import Load
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests import graphs
+from workers.measure.engine import Session
 from workers.measure.environment import environment
 from workers.measure.inputs import random_inputs
 from workers.measure.kernels import summed
 from workers.measure.score import score
 from workers.measure.timing import measure
+from workers.openvino_engine import OpenVinoSession
+from workers.runners.service import open_session
 from workers.stages import Form, RowSource, ScoreResult, ScoreSpec, TimeResult, TimeSpec, TransformSpec, WeighSpec
 from workers.toolchains import transform
 
@@ -201,6 +206,91 @@ def test_a_file_that_the_engine_cannot_read_fails(tmp_path: Path) -> None:
     (tmp_path / FLOAT32.artifact).write_bytes(b"nothing")
     with pytest.raises(ToolchainFailed, match="OpenVINO cannot compile float32"):
         measure(TimeSpec(forms=(FLOAT32,), signature=signature()), tmp_path, quiet)
+
+
+def adder() -> onnx.ModelProto:
+    """Return a graph that adds two inputs of any width, and so fails where their widths differ."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "k"]) for name in ("a", "b", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "add", values[:2], values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+FAILS_ON_ONE_CORE = """
+import os, sys
+from pathlib import Path
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import numpy as np, openvino
+from app.domain.errors import ToolchainFailed, UploadUnreadable
+from tests.contract.test_measurements import FLOAT32, pair
+from workers.measure.conversion import verify
+from workers.measure.engine import Session, threads
+from workers.stages import VerifySpec
+scratch = Path(sys.argv[1])
+session = Session.open(FLOAT32, pair(), scratch=scratch, core=openvino.Core())
+assert threads() == 1
+session.run({"a": np.ones((2, 3), np.float32), "b": np.ones((2, 3), np.float32)})
+wrong = {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 5), np.float32)}
+try:
+    print(session.run(wrong))
+except ToolchainFailed as error:
+    print("measuring:", error)
+np.savez(scratch / "s.npz", **{"input:a": wrong["a"], "input:b": wrong["b"], "output:y": wrong["a"]})
+try:
+    print(verify(VerifySpec(artifact=FLOAT32.artifact, samples="s.npz", original="o"), scratch, lambda *_: None))
+except UploadUnreadable as error:
+    print("verifying:", error)
+"""
+
+
+def pair() -> Signature:
+    a, b, y = (TensorSpec(name=name, dtype=DType.FLOAT32, shape=(None, None)) for name in ("a", "b", "y"))
+    return Signature(inputs=(a, b), outputs=(y,))
+
+
+def test_a_run_that_fails_on_one_core_is_no_answer(tmp_path: Path) -> None:
+    onnx.save(adder(), tmp_path / FLOAT32.artifact)
+    command = [sys.executable, "-c", FAILS_ON_ONE_CORE, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    assert printed[0].startswith("measuring: OpenVINO cannot run float32")
+    assert printed[1].startswith("verifying: OpenVINO cannot run float32")
+
+
+class CoreOfAnOlderCpu(openvino.Core):  # type: ignore[misc]
+    """Says what OpenVINO says where it has no bfloat16 kernels, which no test can bring about."""
+
+    def get_property(self, *asked: str) -> object:
+        return ["FP32", "INT8"] if asked[-1] == "OPTIMIZATION_CAPABILITIES" else super().get_property(*asked)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_a_form_that_this_cpu_cannot_run_is_left_out_if_it_is_optional(
+    *, optional: bool, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "Core", CoreOfAnOlderCpu)
+    execution = Execution(float_precision="bfloat16")
+    short = Form(name="bfloat16", artifact=FLOAT32.artifact, execution=execution, optional=optional)
+    spec = TimeSpec(forms=(FLOAT32, short), signature=signature(), runs=5)
+    if optional:
+        assert set(measure(spec, scratch, quiet).latency) == {"float32"}
+        return
+    with pytest.raises(PrecisionUnavailable, match="'bfloat16'"):
+        measure(spec, scratch, quiet)
+
+
+def test_what_is_measured_is_what_is_served(scratch: Path) -> None:
+    load = Load(
+        path=str(scratch / FLOAT32.artifact),
+        sha256=hashlib.sha256((scratch / FLOAT32.artifact).read_bytes()).hexdigest(),
+        execution=FLOAT32.execution,
+        signature=signature(),
+        threads=0,
+        max_answer_bytes=2**20,
+    )
+    served = open_session(load)
+    measured = Session.open(FLOAT32, signature(), scratch=scratch, core=openvino.Core())
+    assert isinstance(served, OpenVinoSession)
+    for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT"):
+        assert served.compiled.get_property(name) == measured.compiled.get_property(name)
 
 
 def test_every_form_is_timed_in_as_many_rounds(timed: TimeResult, forms: tuple[Form, ...]) -> None:

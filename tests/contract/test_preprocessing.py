@@ -127,7 +127,35 @@ def test_other_formats_are_refused(kind: str) -> None:
         preprocess(encode(colours(8, 8), kind), PLAIN, size=None)
 
 
-@pytest.mark.parametrize("side", [9000, 12000, 20000])
+@pytest.mark.parametrize("scans", [100, 20_000])
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(scans: int) -> None:
+    whole = encode(colours(64, 64), "JPEG", progressive=True)
+    end = whole.rindex(b"\xff\xd9")
+    last = whole[whole.rindex(b"\xff\xda") : end]
+    with pytest.raises(ImageInvalid, match="scans"):
+        preprocess(whole[:end] + last * scans + whole[end:], PLAIN, size=None)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 100}])
+def test_what_encoders_write_has_few_enough_scans(options: dict[str, Any]) -> None:
+    photo = encode(colours(512, 512), "JPEG", **options)
+    whole = photo[:2] + b"\xff\xe1\x80\x00" + b"\xff\xda" * (0x7FFE // 2) + photo[2:]  # an attachment is no scan
+    assert preprocess(whole + b"\xff\xda" * 1000, PLAIN, size=None).shape == (512, 512, 3)
+
+
+def test_a_jpeg_of_too_many_segments_is_refused() -> None:
+    whole = encode(colours(8, 8), "JPEG")
+    with pytest.raises(ImageInvalid, match="segments"):
+        preprocess(whole[:2] + b"\xff\xfe\x00\x02" * 5000 + whole[2:], PLAIN, size=None)
+
+
+def test_a_refusal_shows_nothing_of_the_process() -> None:
+    with pytest.raises(ImageInvalid, match="not a JPEG or PNG image") as raised:
+        preprocess(b"no image", PLAIN, size=None)
+    assert "0x" not in raised.value.message
+
+
+@pytest.mark.parametrize("side", [6000, 9000, 12000, 20000])
 def test_an_image_of_too_many_pixels_is_refused_from_its_header(side: int) -> None:
     bomb = encode(Image.new("1", (side, side)))
     assert len(bomb) < MOST_PIXELS / 100
@@ -164,3 +192,8 @@ def test_a_bfloat16_input_gets_its_bits() -> None:
 def test_an_image_for_an_input_of_another_shape_is_refused() -> None:
     with pytest.raises(SignatureMismatch, match="float32"):
         preprocess_for(TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 10)), encode(colours(4, 5)), PLAIN)
+
+
+def test_a_graph_that_is_fixed_to_one_row_takes_images_too() -> None:
+    spec = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(1, 5, 9, 3), batch_axis=None)
+    assert preprocess_for(spec, encode(colours(12, 20)), PLAIN).shape == (1, 5, 9, 3)

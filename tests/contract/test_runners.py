@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
@@ -22,6 +23,7 @@ from app.serving.terms import EncodedImage, PoolLimits
 from tests.graphs import INPUT, OUTPUT, conv_classifier, rows
 from tests.serving import Watch, ended, pid_of, serving, until, variant_of
 from workers.data.preprocessing import preprocess
+from workers.openvino_engine import has_bfloat16
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +70,7 @@ async def test_a_runner_answers_as_onnxruntime_does(tmp_path: Path) -> None:
     assert answer.compute_seconds > 0
 
 
-@pytest.mark.skipif("bf16" not in Path("/proc/cpuinfo").read_text(), reason="this CPU has no bfloat16 instructions")
+@pytest.mark.skipif(not has_bfloat16(openvino.Core()), reason="the engine has no bfloat16 kernels here")
 async def test_a_bfloat16_variant_computes_in_bfloat16(tmp_path: Path) -> None:
     graph, x = conv_classifier(), rows(5)
     variants = [variant_of(graph, tmp_path, name=name, precision=name) for name in PRECISIONS]

@@ -114,7 +114,8 @@ def test_an_attack_leaves_no_trace_outside_its_scratch_folder(outside: Path, lis
 
 
 def test_a_stage_inherits_no_open_file(attempts: dict[str, Any], outside: Path) -> None:
-    inherited = [name for name in attempts["descriptors"] if not name.startswith((f"{outside}/scratch/", "pipe:"))]
+    own = (f"{outside}/scratch/", "pipe:", "/proc/")  # of /proc: its own entries, which it holds to keep their rules
+    inherited = [name for name in attempts["descriptors"] if not name.startswith(own)]
     assert set(inherited) == {"/dev/null"}
 
 
@@ -208,6 +209,39 @@ def test_what_a_stage_claims_is_checked(scratch: Path) -> None:
     assert "not its record" in _failure(scratch, claim).message
 
 
+_CLAIM = """
+import json, os
+claim = {"format": "pt2", "artifact": "out/float32.onnx", "samples": "out/samples.npz", "original": "torch 2.13.0",
+         "original_batch": None, "libraries": {}} | CHANGES
+json.dump(claim, open("result.json", "w"))
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("name", [".env", "../in/model.pt2", "out/other.onnx"])
+@pytest.mark.parametrize("field", ["artifact", "samples"])
+def test_a_stage_cannot_choose_the_name_of_its_output(scratch: Path, field: str, name: str) -> None:
+    assert "not its record" in _failure(scratch, f"CHANGES = { ({field: name})!r}\n{_CLAIM}").message
+
+
+def test_what_a_stage_says_is_cut_and_printable(scratch: Path) -> None:
+    said = "\x1b[31mEVIL\x1b]0;t\x07" + "y" * 10**6
+    result = asyncio.run(_attack(scratch, f"CHANGES = { ({'original': said, 'libraries': {said: said}})!r}\n{_CLAIM}"))
+    for text in (result.original, *result.libraries, *result.libraries.values()):
+        assert text.isprintable()
+        assert len(text) <= 256
+
+
+def test_a_stage_cannot_name_libraries_without_end(scratch: Path) -> None:
+    claim = "CHANGES = {'libraries': {str(n): '1' for n in range(10**5)}}\n" + _CLAIM
+    assert "not its record" in _failure(scratch, claim).message
+
+
+def test_a_stage_that_nests_folders_without_end_is_refused(scratch: Path) -> None:
+    source = "import os\nfor _ in range(1600):\n    os.mkdir('a'); os.chdir('a')\n"
+    assert "nested more than 64" in _failure(scratch, source).message
+
+
 def test_a_claim_without_end_is_refused(scratch: Path) -> None:
     claim = "import os; f = open('result.json', 'wb'); f.truncate(2**27); os._exit(0)"
     assert "more than" in _failure(scratch, claim).message
@@ -294,6 +328,33 @@ def test_the_toolchain_and_the_engine_work_inside(scratch: Path) -> None:
     weighed: WeighResult = asyncio.run(_run("weigh", WeighSpec(form=form, signature=_SIGNATURE), scratch))
     assert output_path(scratch, made.artifact).stat().st_size > 0
     assert weighed.memory.peak_bytes > 0
+
+
+TELEMETRY = """
+import json, os, sys
+import nncf, onnxruntime, openvino
+from nncf.telemetry import wrapper
+from openvino.tools.ovc import telemetry_utils
+found = {
+    "nncf": type(wrapper.telemetry).__name__,
+    "openvino": telemetry_utils.tm.__name__,
+    "onnxruntime": os.environ["ORT_DISABLE_TELEMETRY"],
+    "sender": bool(sys.modules.get("openvino_telemetry")),
+}
+with open("telemetry.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_a_stage_has_nothing_to_send_reports_with(scratch: Path) -> None:
+    _failure(scratch, TELEMETRY)
+    found = json.loads((scratch / "telemetry.json").read_text())
+    assert found == {
+        "nncf": "MagicMock",
+        "openvino": "openvino.tools.ovc.telemetry_stub",
+        "onnxruntime": "1",
+        "sender": False,
+    }
 
 
 _SIGNATURE = Signature(

@@ -1,5 +1,6 @@
 """Every technique keeps one contract, and every field of a recipe really changes the graph."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -280,3 +281,19 @@ assert isinstance(wrapper.telemetry, wrapper.NNCFTelemetryStub), wrapper.telemet
 def test_nncf_reports_to_nobody() -> None:
     ran = subprocess.run([sys.executable, "-c", TELEMETRY], capture_output=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr.decode()
+
+
+ONNXRUNTIME = """
+import workers.toolchains.finish
+import onnxruntime
+from tests import graphs
+onnxruntime.InferenceSession(graphs.conv_classifier().SerializeToString())
+"""
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
+    # it keeps its reports in a database below the home folder until they are sent, unless a CI job runs it
+    quiet = {name: value for name, value in os.environ.items() if name not in {"CI", "ORT_DISABLE_TELEMETRY"}}
+    environment = {**quiet, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", ONNXRUNTIME], env=environment, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []

@@ -62,6 +62,28 @@ def test_a_job_whose_worker_is_killed_runs_again_and_succeeds_once(
     assert not alive
 
 
+def test_a_worker_that_froze_does_not_spoil_the_attempt_after_it(tmp_path: Path) -> None:
+    settings = {"OCTET_JOB_LOST_AFTER_SECONDS": "5"}
+    with running_service(tmp_path, settings=settings) as frozen, Octet(frozen.url) as client:
+        model = prepare(client, tmp_path)
+        job = client.quantize(model.name, calibration=model.calibration, variant="thawed", recipe=PtqStatic())
+        wait_until(partial(_running, client, job.id), what="the job runs")
+        (worker,) = [child for child in frozen.children("-m workers") if child.ppid() == frozen.pid]
+        asleep = [worker, *worker.children(recursive=True)]
+        for process in asleep:
+            process.suspend()
+        second = subprocess.Popen([sys.executable, "-m", "workers"], env=worker.environ(), stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: client.job(job.id).attempt == 2, seconds=60, what="another attempt")
+            for process in asleep:
+                process.resume()
+            assert client.wait(job.id, timeout_seconds=120).state is JobState.SUCCEEDED
+        finally:
+            second.kill()
+            second.wait()
+        assert "thawed" in [variant.name for variant in client.variants(model.name)]
+
+
 def test_a_cancelled_job_stops_at_once_and_the_next_one_runs(own: Service, client: Octet, victim: Prepared) -> None:
     job = client.quantize(victim.name, calibration=victim.calibration, variant="cancelled", recipe=PtqStatic())
     wait_until(partial(_running, client, job.id), what="the job runs")

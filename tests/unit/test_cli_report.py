@@ -104,7 +104,7 @@ def test_a_line_has_a_cell_for_every_heading() -> None:
 def test_the_words_tell_flips_kernels_and_notes() -> None:
     flips, kernels, note = sentences(REPORT)
     assert "-0.20 points" in flips
-    assert "3 answers lost, 1 gained, 1 wrong otherwise" in flips
+    assert "of the answers 3 lost, 1 gained, 1 wrong in another way" in flips
     assert "1 of 2 layers in int8: 90 %" in kernels
     assert note == "The interval is wide."
 

@@ -6,7 +6,19 @@ import httpx
 import pytest
 
 from app.client.problems import check, succeeded, translated
-from app.domain.errors import DeadlineExceeded, JobFailure, NotFound, OctetError, ToolchainFailed, Unavailable, tree
+from app.domain.errors import (
+    DatasetUnfit,
+    DeadlineExceeded,
+    JobFailure,
+    ModelNotReady,
+    NotFound,
+    OctetError,
+    SignatureMismatch,
+    ToolchainFailed,
+    Unavailable,
+    UploadUnreadable,
+    tree,
+)
 from app.domain.jobs import Job, JobError, JobKind, JobState
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -66,6 +78,12 @@ def job(state: JobState, error: JobError | None = None) -> Job:
 def test_a_failed_job_raises_the_class_that_its_code_names() -> None:
     with pytest.raises(ToolchainFailed, match="boom"):
         succeeded(job(JobState.FAILED, JobError(code="toolchain_failed", message="boom")))
+
+
+@pytest.mark.parametrize("expected", [SignatureMismatch, UploadUnreadable, ModelNotReady, DatasetUnfit])
+def test_a_job_may_fail_for_any_reason_that_octet_knows(expected: type[OctetError]) -> None:
+    with pytest.raises(expected, match="because"):
+        succeeded(job(JobState.FAILED, JobError(code=expected.code, message="because")))
 
 
 def test_a_cancelled_job_has_no_outcome() -> None:

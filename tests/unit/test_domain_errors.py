@@ -1,7 +1,7 @@
 """The error tree."""
 
 from app.domain import errors
-from app.domain.errors import JobFailure, OctetError, StageCrashed, job_failure, tree
+from app.domain.errors import JobFailure, OctetError, StageCrashed, failure_of, job_failure, tree
 
 
 def test_every_error_has_a_code_of_its_own() -> None:
@@ -24,3 +24,8 @@ def test_a_failure_is_rebuilt_from_its_code() -> None:
 
 def test_a_code_that_is_no_failure_becomes_a_crash() -> None:
     assert type(job_failure("model_not_found", "why")) is StageCrashed
+
+
+def test_in_a_record_of_octets_own_every_code_is_believed() -> None:
+    assert all(type(failure_of(error.code, "why")) is error for error in tree())
+    assert type(failure_of("cancelled", "why")) is JobFailure

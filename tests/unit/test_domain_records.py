@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,12 @@ def test_a_recipe_keeps_its_limits(rows: int) -> None:
         PtqStatic(calibration_rows=rows)
 
 
+@pytest.mark.parametrize("names", [("n",) * 1001, ("n" * 201,)], ids=["too many", "too long"])
+def test_the_layers_that_a_recipe_names_are_bounded(names: tuple[str, ...]) -> None:
+    with pytest.raises(RecipeInvalid, match="float_layers"):
+        PtqStatic(float_layers=names)
+
+
 def test_every_technique_names_its_variant() -> None:
     assert {variant_name(PtqStatic()), variant_name(Cast())} == {"int8", "bfloat16"}
     assert all(recipe().technique == name for name, recipe in TECHNIQUES.items())
@@ -74,8 +81,22 @@ def test_every_technique_names_its_variant() -> None:
 def test_preprocessing_wants_a_mean_per_channel() -> None:
     with pytest.raises(RequestInvalid, match="needs 1 values"):
         ImagePreprocessing(colour="grey")
-    with pytest.raises(RequestInvalid, match="no value may be zero"):
-        ImagePreprocessing(std=(1.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"std": (1.0, 0.0, 1.0)}, "may be zero"),
+        ({"scale": 0.0}, "may be zero"),
+        ({"scale": float("inf")}, "finite"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "finite"),
+        ({"resize": 0}, "take 1 to 8192"),
+        ({"resize": 10, "crop": 11}, "crop at most resize"),
+    ],
+)
+def test_preprocessing_that_cannot_be_done_is_refused(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestInvalid, match=says):
+        ImagePreprocessing(**changed)
 
 
 def test_rows_that_match_the_signature_fit() -> None:

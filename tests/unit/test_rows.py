@@ -7,8 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import DatasetUnfit
-from tests.unit.test_domain_records import DATASET
-from workers.jobs.rows import choose_calibration, choose_evaluation
+from app.domain.recipes import PtqStatic
+from app.domain.reports import Environment, Latency, Report, Size
+from tests.unit.test_domain_records import DATASET, NOW
+from workers.jobs.rows import calibrated_by, choose_calibration, choose_evaluation
+
+LATENCY = Latency(p50_ms=1, p95_ms=1, p99_ms=1, speedup=1, runs=1, rows_per_second=1, batch_size=1)
+REPORT = Report(
+    model="m",
+    version=1,
+    variant="int8",
+    artifact_sha256="0" * 64,
+    recipe=None,
+    size=Size(bytes=1, float32_bytes=4, ratio=0.25),
+    calibration=None,
+    evaluation=None,
+    accuracy=None,
+    fidelity={},
+    latency={"float32": LATENCY, "int8": LATENCY},
+    memory={},
+    kernels={},
+    conversion=None,
+    environment=Environment(cpu="", instructions=(), cores=1, memory_bytes=1, kernel="", libraries={}),
+    notes=(),
+    created_at=NOW,
+)
 
 
 @given(total=st.integers(2, 500), rows=st.integers(1, 600), seed=st.integers(0, 2**32 - 1))
@@ -43,3 +66,18 @@ def test_a_dataset_used_up_by_calibration_cannot_score() -> None:
     calibration = choose_calibration(DATASET, rows=10, seed=0, hold_out=False)
     with pytest.raises(DatasetUnfit, match="none is left to score"):
         choose_evaluation(DATASET, calibration=calibration, given=True)
+
+
+def test_the_rows_that_calibrated_a_variant_do_not_evaluate_it_later() -> None:
+    dataset, recipe = replace(DATASET, rows=100), PtqStatic(calibration_rows=60, seed=5)
+    for hold_out in (False, True):
+        calibration = choose_calibration(dataset, rows=60, seed=5, hold_out=hold_out)
+        report = replace(REPORT, recipe=recipe, calibration=calibration.use)
+        assert calibrated_by(report, dataset) == calibration
+        assert calibrated_by(report, replace(dataset, version=2)) is None
+
+
+def test_a_report_is_renamed_whole() -> None:
+    renamed = REPORT.renamed("int8-2")
+    assert (renamed.variant, list(renamed.latency), list(renamed.memory)) == ("int8-2", ["float32", "int8-2"], [])
+    assert renamed.renamed("int8") == REPORT

@@ -1,7 +1,7 @@
 """Rows of a dataset as a model takes them: images preprocessed, arrays checked and stacked along the batch axis."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,8 @@ def _tensors(row: Row, *, dataset: Dataset, signature: Signature, preprocessing:
 
 
 def _pixels(image: bytes, spec: TensorSpec, preprocessing: ImagePreprocessing) -> NDArray[Any]:
-    if spec.batch_axis is not None:
-        row: NDArray[Any] = preprocess_for(spec, image, preprocessing).take(0, axis=spec.batch_axis)
-        return row
-    # a graph fixed to one row: its leading axis comes back in `_stack`
-    one = replace(spec, shape=spec.shape[1:]) if spec.shape[:1] == (1,) else spec
-    return preprocess_for(one, image, preprocessing)
+    array: NDArray[Any] = preprocess_for(spec, image, preprocessing)
+    return array if spec.batch_axis is None else array.take(0, axis=spec.batch_axis)
 
 
 def _array(row: Row, *, spec: TensorSpec) -> NDArray[Any]:

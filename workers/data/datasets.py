@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.domain.datasets import DatasetFormat
 from app.domain.errors import UploadUnreadable
-from workers.data.archive import checked_members, open_archive
+from workers import archives
 from workers.data.image_folder import open_image_folder
 from workers.data.npz import SUFFIX, open_npz
 from workers.data.rows import Dataset
@@ -47,8 +47,8 @@ def detect(path: Path) -> DatasetFormat:
 
 
 def _detect_in_zip(path: Path) -> DatasetFormat:
-    with open_archive(path) as archive:
-        members = checked_members(archive)
+    with archives.open_archive(path, limits=archives.DATASETS) as archive:
+        members = archives.checked_members(archive, limits=archives.DATASETS)
     if not members:
         raise UploadUnreadable("The zip archive holds no file: send arrays as .npz, or images in folders.")
     arrays = all(member.filename.endswith(SUFFIX) for member in members)

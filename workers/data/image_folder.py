@@ -7,7 +7,7 @@ from zipfile import ZipInfo
 
 from app.domain.datasets import ArraySpec, DatasetFormat
 from app.domain.errors import DatasetUnfit
-from workers.data.archive import checked_members, open_archive
+from workers import archives
 from workers.data.rows import Row
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -44,7 +44,7 @@ class ImageFolder:
 
     def read(self, numbers: Sequence[int]) -> Iterator[Row]:
         """Yield these images, one in memory at a time."""
-        with open_archive(self.path) as archive:
+        with archives.open_archive(self.path, limits=archives.DATASETS) as archive:
             for number in numbers:
                 label = self.labels[number] if self.labels else None
                 yield Row(number=number, arrays={}, image=archive.read(self.files[number]), label=label)
@@ -56,8 +56,9 @@ def open_image_folder(path: Path) -> ImageFolder:
     Raises:
         DatasetUnfit: no image, a file that is none, an image over the limit, or folders of different depth.
     """
-    with open_archive(path) as archive:
-        members = [member for member in checked_members(archive) if not _is_litter(member.filename)]
+    with archives.open_archive(path, limits=archives.DATASETS) as archive:
+        found = archives.checked_members(archive, limits=archives.DATASETS)
+    members = [member for member in found if not _is_litter(member.filename)]
     for member in members:
         _check_image(member)
     if not members:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.domain.datasets import DatasetFormat
 from app.domain.errors import DatasetUnfit, UploadUnreadable
-from workers.data.archive import checked_members, open_archive
+from workers import archives
 from workers.data.table import BLOCK_BYTES, Header, Table
 
 SUFFIX = ".npy"
@@ -29,7 +29,8 @@ class NpzColumn:
     def read(self, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Stream through the member, passing over what is not asked for."""
         header, total = self.header, self.header.shape[0]
-        with open_archive(self.path) as archive, archive.open(self.member) as stream:
+        limits = archives.DATASETS
+        with archives.open_archive(self.path, limits=limits) as archive, archive.open(self.member) as stream:
             _read_header(stream, name=header.name)
             start, block = 0, _rows_of(b"", header=header)
             for number in numbers:
@@ -51,8 +52,8 @@ def open_npz(path: Path) -> Table:
         DatasetUnfit: an array that cannot be read as rows.
     """
     columns: dict[str, NpzColumn] = {}
-    with open_archive(path) as archive:
-        for member in checked_members(archive):
+    with archives.open_archive(path, limits=archives.DATASETS) as archive:
+        for member in archives.checked_members(archive, limits=archives.DATASETS):
             name = member.filename.removesuffix(SUFFIX)
             with archive.open(member) as stream:
                 columns[name] = NpzColumn(path=path, member=member.filename, header=_read_header(stream, name=name))

@@ -7,13 +7,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.domain.errors import ImageInvalid
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, TensorSpec
+from workers.data.jpeg import check_scans
 
-MOST_PIXELS = 64_000_000
+MOST_PIXELS = 32_000_000
 IMAGE_AXES = 3
 FORMATS = ("JPEG", "PNG")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -33,14 +34,14 @@ def preprocess(
             they are free.
 
     Raises:
-        ImageInvalid: it cannot be decoded, has over 64 million pixels, or is smaller than the crop.
+        ImageInvalid: it cannot be decoded, has over 32 million pixels or too many scans, or is smaller than the crop.
     """
     pixels = np.asarray(_crop(_resize(_decode(image, preprocessing.colour), preprocessing, size), preprocessing))
     return _normalize(pixels, preprocessing)
 
 
 def preprocess_for(spec: TensorSpec, image: bytes, preprocessing: ImagePreprocessing) -> npt.NDArray[Any]:
-    """Turn one image into the whole array that the input `spec` takes: one row, with its batch axis and dtype.
+    """Turn one image into the whole array that the input `spec` takes: one row, with the axis of rows and its dtype.
 
     An integer input gets the nearest values in its range. bfloat16 comes as uint16, its bits.
 
@@ -49,28 +50,49 @@ def preprocess_for(spec: TensorSpec, image: bytes, preprocessing: ImagePreproces
         SignatureMismatch: the row has another shape than the input's.
     """
     row = preprocess(image, preprocessing, size=input_size(spec, preprocessing))
-    array = row if spec.batch_axis is None else np.expand_dims(row, spec.batch_axis)
+    axis = _rows_axis(spec)
+    array = row if axis is None else np.expand_dims(row, axis)
     spec.check(spec.dtype, array.shape)
     return _cast(array, spec.dtype)
 
 
 def input_size(spec: TensorSpec, preprocessing: ImagePreprocessing) -> tuple[int, int] | None:
     """Return height and width of an image input; None if one of them is free or the input is no image."""
-    if len(spec.row_shape) != IMAGE_AXES:
-        return None
-    height, width = spec.row_shape[1:] if preprocessing.layout == "chw" else spec.row_shape[:2]
+    height, width = sides(spec, preprocessing)
     return None if height is None or width is None else (height, width)
+
+
+def sides(spec: TensorSpec, preprocessing: ImagePreprocessing) -> tuple[int | None, int | None]:
+    """Return height and width of an image input, each None if it is free or the input is no image."""
+    axis = _rows_axis(spec)
+    shape = [size for number, size in enumerate(spec.shape) if number != axis]
+    if len(shape) != IMAGE_AXES:
+        return None, None
+    height, width = shape[1:] if preprocessing.layout == "chw" else shape[:2]
+    return height, width
+
+
+def _rows_axis(spec: TensorSpec) -> int | None:
+    """Return the axis that counts images: the batch axis, or the first of a graph that is fixed to one row."""
+    fixed = spec.batch_axis is None and len(spec.shape) > IMAGE_AXES and spec.shape[0] == 1
+    return 0 if fixed else spec.batch_axis
 
 
 def _decode(data: bytes, colour: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(opened.width, opened.height)
+            if opened.format != "PNG":
+                check_scans(data)
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             return _eight_bit(upright).convert("L" if colour == "grey" else "RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageInvalid(f"The image has over {MOST_PIXELS:,} pixels: send a smaller one.") from error
+    except UnidentifiedImageError as error:
+        raise ImageInvalid(
+            "The image cannot be decoded (it is not a JPEG or PNG image): send a whole JPEG or PNG."
+        ) from error
     except _BROKEN as error:
         raise ImageInvalid(f"The image cannot be decoded ({error}): send a whole JPEG or PNG.") from error
 

@@ -10,7 +10,7 @@ from app.domain.models import ModelFormat
 from workers.formats import batch, tidy
 from workers.formats.detect import detect
 from workers.formats.original import Reader
-from workers.stages import ConvertResult, ConvertSpec, Progress
+from workers.stages import FLOAT32_OUTPUT, SAMPLES_OUTPUT, ConvertResult, ConvertSpec, Progress
 
 # Named, not imported: reading an ONNX file needs no torch.
 FORMATS: dict[ModelFormat, str] = {
@@ -19,8 +19,6 @@ FORMATS: dict[ModelFormat, str] = {
     ModelFormat.ONNX_ZIP: "workers.formats.onnx_zip:read",
 }
 LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino")
-ARTIFACT = "out/float32.onnx"
-SAMPLES = "out/samples.npz"
 
 
 def convert(spec: ConvertSpec, scratch: Path, progress: Progress) -> ConvertResult:
@@ -40,12 +38,12 @@ def convert(spec: ConvertSpec, scratch: Path, progress: Progress) -> ConvertResu
     progress(0.8, "recording the original's answers")
     recorded = batch.record(converted, rng, rows=spec.rows)
     (scratch / "out").mkdir(exist_ok=True)
-    tidy.save(recorded.graph, scratch / ARTIFACT)
-    np.savez(scratch / SAMPLES, allow_pickle=False, **recorded.arrays)
+    tidy.save(recorded.graph, scratch / FLOAT32_OUTPUT)
+    np.savez(scratch / SAMPLES_OUTPUT, allow_pickle=False, **recorded.arrays)
     return ConvertResult(
         format=kind,
-        artifact=ARTIFACT,
-        samples=SAMPLES,
+        artifact=FLOAT32_OUTPUT,
+        samples=SAMPLES_OUTPUT,
         original=original.name,
         original_batch=original.batch if isinstance(original.batch, int) else None,
         libraries={name: metadata.version(name) for name in LIBRARIES},

@@ -1,11 +1,10 @@
 """Tells the format of an upload by its content. Its name is the uploader's claim."""
 
-import zipfile
 from pathlib import Path
 
 from app.domain.errors import UploadRefused, UploadUnreadable
 from app.domain.models import ModelFormat
-from workers.formats import archive
+from workers import archives
 
 _HOW_TO_EXPORT = "torch.export.save(torch.export.export(module.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"
@@ -44,13 +43,8 @@ def detect(upload: Path) -> ModelFormat:
 
 
 def _of_archive(upload: Path) -> ModelFormat:
-    try:
-        with zipfile.ZipFile(upload) as file:
-            names = archive.checked_names(file)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        raise UploadUnreadable(
-            "The upload is a zip archive (as a .pt2 is) that ends early or is damaged: upload it again."
-        ) from error
+    with archives.open_archive(upload, limits=archives.MODELS) as archive:
+        names = [member.filename for member in archives.checked_members(archive, limits=archives.MODELS)]
     inner = {name.partition("/")[2] for name in names}
     if "archive_format" in inner or "serialized_exported_program.json" in names:
         return ModelFormat.TORCH_EXPORT

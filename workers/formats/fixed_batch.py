@@ -5,6 +5,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from workers.formats.original import Array
+from workers.graphs import drop_unused_weights
 
 # The target's position among the inputs of operators that take a shape.
 _TARGET = 1
@@ -13,13 +14,13 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Po
 
 
 class _Rewriter:
-    def __init__(self, model: onnx.ModelProto, *, size: int, axis: str) -> None:
-        self.graph = model.graph
+    def __init__(self, proto: onnx.ModelProto, *, size: int, axis: str) -> None:
+        self.graph = proto.graph
         self.size = size
         self.axis = axis
-        self.constants = _constants(model.graph)
-        self.shapes = _shapes(model)
-        self.varying = _reached_by_inputs(model.graph)
+        self.constants = _constants(proto.graph)
+        self.shapes = _shapes(proto)
+        self.varying = _reached_by_inputs(proto.graph)
         self.added: list[onnx.NodeProto] = []
         self.made = 0
 
@@ -130,15 +131,15 @@ class _Rewriter:
         return f"octet_{what}_{self.made}"
 
 
-def rewrite(model: onnx.ModelProto, *, size: int, axis: str) -> onnx.ModelProto | None:
+def rewrite(proto: onnx.ModelProto, *, size: int, axis: str) -> onnx.ModelProto | None:
     """Return a copy whose inputs' first axis, `size` in the original, is symbolic; None if there is no telling how."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(proto)
     try:
         _Rewriter(copy, size=size, axis=axis).rewrite()
     except shape_inference.InferenceError:
         return None
-    _drop_unused(copy.graph)
+    drop_unused_weights(copy.graph)
     return copy
 
 
@@ -152,8 +153,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, Array]:
     return found
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
     return {
         value.name: tuple(
             dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
@@ -168,14 +169,3 @@ def _reached_by_inputs(graph: onnx.GraphProto) -> set[str]:
         if any(name in reached for name in node.input):
             reached.update(node.output)
     return reached
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Drop constants that the rewriting replaced."""
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    inner = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
-    if inner:
-        return  # an inner graph may use a name of the outer one
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

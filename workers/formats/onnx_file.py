@@ -1,18 +1,18 @@
 """Reads a single `.onnx` file. Weights outside of it need the archive that `onnx_zip` reads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, helper
+from google.protobuf.message import DecodeError
+from onnx import helper
 
 from app.domain.errors import UploadRefused, UploadUnreadable
 from workers.formats import tidy
 from workers.formats.original import Input, Original, shared_batch
 from workers.formats.session import ERRORS, NAME, Session
+from workers.graphs import is_external, tensors_of
 
 # Tried in turn for axes that are symbolic but not the batch: lengths of text, sides of images.
 _SIZES = (16, 32, 64, 224, 8, 128, 1)
@@ -28,7 +28,7 @@ def read(upload: Path, _temporary: Path) -> Original:
     """
     graph = parse(upload)
     for tensor in tensors_of(graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if is_external(tensor):
             raise UploadRefused(
                 f"The weights of tensor {tensor.name!r} are in another file: send a .zip of the .onnx with its data."
             )
@@ -51,19 +51,6 @@ def _not_onnx() -> UploadUnreadable:
         "The upload is neither a torch.export program (.pt2), nor ONNX, nor a .zip of ONNX; or it ends early: "
         "export the model again."
     )
-
-
-def tensors_of(graph: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Walk every tensor of a graph: weights, and constants in nodes, inner graphs and functions."""
-    nodes = list(tidy.nodes_of(graph.graph))
-    nodes += [node for function in graph.functions for node in function.node]
-    for inner in tidy.graphs_of(graph.graph):
-        yield from inner.initializer
-        for sparse in inner.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
 
 
 def as_original(graph: onnx.ModelProto, source: Path) -> Original:

@@ -1,16 +1,16 @@
 """Reads a `.zip` of one `.onnx` and the files its weights are in."""
 
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto, external_data_helper
 
 from app.domain.errors import UploadRefused, UploadUnreadable
-from workers.formats import archive
-from workers.formats.onnx_file import as_original, parse, tensors_of
+from workers import archives
+from workers.formats.onnx_file import as_original, parse
 from workers.formats.original import Original
 from workers.formats.tidy import MAX_FILE_BYTES, refuse_custom_operators
+from workers.graphs import is_external, tensors_of
 
 
 def read(upload: Path, temporary: Path) -> Original:
@@ -21,12 +21,12 @@ def read(upload: Path, temporary: Path) -> Original:
         UploadRefused: a name or a weight's location that leaves the archive, or weights beyond one file.
     """
     folder = temporary / "archive"
-    with zipfile.ZipFile(upload) as file:
-        archive.unpack(file, folder)
+    with archives.open_archive(upload, limits=archives.MODELS) as archive:
+        archives.unpack(archive, folder, limits=archives.MODELS)
     source = next(path for path in folder.rglob("*") if path.suffix.lower() == ".onnx")
     graph = parse(source)
     refuse_custom_operators(graph)
-    outside = [tensor for tensor in tensors_of(graph) if tensor.data_location == TensorProto.EXTERNAL]
+    outside = [tensor for tensor in tensors_of(graph) if is_external(tensor)]
     for tensor in outside:
         _check_location(tensor, source.parent)
     _check_total(outside)
@@ -39,13 +39,12 @@ def read(upload: Path, temporary: Path) -> Original:
 
 def _check_location(tensor: TensorProto, folder: Path) -> None:
     location = _external(tensor).get("location", "")
-    path = PurePosixPath(location)
-    if path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location or not path.parts:
+    if archives.leads_outside(location):
         raise UploadRefused(
             f"The weights of tensor {tensor.name!r} are said to be in {location!r}, outside the archive: "
             "save the data file beside the .onnx."
         )
-    if not (folder / path).is_file():
+    if not (folder / location).is_file():
         raise UploadUnreadable(
             f"The weights of tensor {tensor.name!r} are said to be in {location!r}, which the archive lacks: add it."
         )

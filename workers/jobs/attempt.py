@@ -1,13 +1,24 @@
 """One attempt at a job: from `queued` to a final record, whatever happens on the way."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
 
 from app.catalogue.shelf import fail_upload
-from app.domain.errors import InternalFailure, OctetError, QueueUnavailable, WorkerLost
-from app.domain.jobs import Job, JobError, JobKind
+from app.domain.errors import (
+    InternalFailure,
+    JobFailure,
+    OctetError,
+    OutOfDisk,
+    QueueUnavailable,
+    Unavailable,
+    WorkerLost,
+)
+from app.domain.jobs import Job, JobError, JobKind, JobState
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.evaluate import evaluate
 from workers.jobs.imports import import_upload
@@ -23,26 +34,28 @@ KINDS: dict[JobKind, Callable[[Bench], Awaitable[str | None]]] = {
 }
 """What each kind of job does; the answer is the name of the variant it published, if any."""
 
-_TELL_FOR_SECONDS = 60
+_PATIENCE_SECONDS = 60
+
+Answer = TypeVar("Answer")
 
 
 async def attempt(job_id: str, workshop: Workshop) -> None:
     """Run a job once and finish it. A job that is final already, or unknown, is left alone."""
-    job = await workshop.history.get(job_id)
+    job = await _patiently(lambda: workshop.history.get(job_id))
     if job is not None:
-        await workshop.live.save(job)
+        await _patiently(partial(workshop.live.save, job))
         return
-    job = await workshop.live.get(job_id)
+    job = await _patiently(lambda: workshop.live.get(job_id))
     if job is None or job.state.final:
         return
     job = job.start(datetime.now(UTC))
-    await workshop.live.save(job)
+    await _patiently(partial(workshop.live.save, job))
     await _finish(await _run(job, workshop), workshop)
 
 
 async def lose(job_id: str, workshop: Workshop) -> None:
     """Finish a job whose worker was lost too often."""
-    job = await workshop.live.get(job_id)
+    job = await _patiently(lambda: workshop.live.get(job_id))
     if job is None or job.state.final:
         return
     message = f"The worker was lost {job.attempt} times while it did this job: it may need more memory than there is."
@@ -50,32 +63,50 @@ async def lose(job_id: str, workshop: Workshop) -> None:
 
 
 async def _run(job: Job, workshop: Workshop) -> Job:
-    with scratch_folder(workshop.scratch, job=job.id) as scratch:
-        bench = Bench(job, workshop, scratch=scratch)
-        try:
+    bench = Bench(job, workshop)
+    try:
+        with scratch_folder(workshop.scratch, job=job.id) as bench.scratch:
             variant = await KINDS[job.kind](bench)
-        except OctetError as error:
-            return bench.job.fail(datetime.now(UTC), JobError(code=error.code, message=error.message))
-        except Exception:  # the job's boundary: a bug must not take the worker with it
-            log.exception("job %s failed inside Octet", job.id)
-            message = f"Octet failed inside: look for job {job.id} in the worker's log and report it."
-            return bench.job.fail(datetime.now(UTC), JobError(code=InternalFailure.code, message=message))
-        return bench.job.succeed(datetime.now(UTC), variant=variant)
+    except OctetError as error:
+        return bench.job.fail(datetime.now(UTC), JobError(code=error.code, message=error.message))
+    except Exception as error:  # the job's boundary: a bug must not take the worker with it
+        log.exception("job %s failed inside Octet", job.id)
+        failure = _failure_of(error, job)
+        return bench.job.fail(datetime.now(UTC), JobError(code=failure.code, message=failure.message))
+    return bench.job.succeed(datetime.now(UTC), variant=variant)
+
+
+def _failure_of(error: Exception, job: Job) -> JobFailure:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OutOfDisk("The worker's disk is full: free some space below OCTET_DATA_DIR and run the job again.")
+    return InternalFailure(f"Octet failed inside: look for job {job.id} in the worker's log and report it.")
 
 
 async def _finish(job: Job, workshop: Workshop) -> None:
-    final = await workshop.history.finish(job, log=await _log_of(job, workshop))
-    await fail_upload(final, models=workshop.models, datasets=workshop.datasets)
-    deadline = asyncio.get_running_loop().time() + _TELL_FOR_SECONDS
+    """Write the final record, unless another attempt is under way that may still succeed."""
+    if job.state is JobState.FAILED:
+        now = await _patiently(lambda: workshop.live.get(job.id))
+        if now is not None and now.attempt > job.attempt:
+            log.warning("attempt %d at job %s failed, but another is under way", job.attempt, job.id)
+            return
+    kept_log = await _log_of(job, workshop)
+    final = await _patiently(lambda: workshop.history.finish(job, log=kept_log))
+    await _patiently(lambda: fail_upload(final, models=workshop.models, datasets=workshop.datasets))
+    await _patiently(lambda: workshop.live.save(final))
+    await _patiently(lambda: workshop.live.drop_log(job.id))
+
+
+async def _patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Try again while the store or Redis is away: a job that did its work should not be lost over it."""
+    deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
     while True:
         try:
-            await workshop.live.save(final)
-        except QueueUnavailable:
+            return await call()
+        except Unavailable as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise
-            await asyncio.sleep(1)
-        else:
-            return
+            log.warning("%s", error)
+        await asyncio.sleep(1)
 
 
 async def _log_of(job: Job, workshop: Workshop) -> str:

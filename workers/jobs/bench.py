@@ -13,7 +13,7 @@ from app.catalogue.shelf import Shelf
 from app.catalogue.store import Store
 from app.catalogue.variants import Variants
 from app.domain.datasets import DatasetManifest
-from app.domain.errors import QueueUnavailable
+from app.domain.errors import OutOfTime, QueueUnavailable
 from app.domain.jobs import Job, StepTime
 from app.domain.models import ModelManifest
 from app.jobs.live import LiveJobs
@@ -32,7 +32,7 @@ class Workshop:
 
     Attributes:
         scratch: folder below which every job gets one of its own.
-        limits: of one stage.
+        limits: memory and disk of one stage, seconds of a whole job.
         allow_unsandboxed: take uploads that execute code although the kernel cannot confine them.
     """
 
@@ -48,16 +48,17 @@ class Workshop:
 
 
 class Bench:
-    """Runs the steps of one attempt at a job and keeps its live state.
+    """Runs the steps of one attempt at a job and keeps its live state; `scratch` is the attempt's own folder.
 
     Redis being away for a while costs progress reports, not the job.
     """
 
-    def __init__(self, job: Job, workshop: Workshop, *, scratch: Path) -> None:
+    def __init__(self, job: Job, workshop: Workshop) -> None:
         self.job = job
         self.workshop = workshop
-        self.scratch = scratch
+        self.scratch = workshop.scratch
         self._told_at = 0.0
+        self._deadline = time.monotonic() + workshop.limits.seconds
 
     @asynccontextmanager
     async def step(self, name: str, *, until: float) -> AsyncIterator[None]:
@@ -80,7 +81,7 @@ class Bench:
             stage,
             spec,
             scratch=self.scratch,
-            limits=self.workshop.limits,
+            limits=self._limits(),
             on_progress=on_progress,
             on_log=self._log,
             allow_unsandboxed=self.workshop.allow_unsandboxed,
@@ -88,6 +89,16 @@ class Bench:
         if not isinstance(result, gives):
             raise TypeError(f"stage {stage} gave {type(result).__name__}, not {gives.__name__}")
         return result
+
+    def _limits(self) -> Limits:
+        """Return what a stage may take: of time, what the job has left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTime(
+                f"The job was stopped before {self.job.step!r}: it may take {self.workshop.limits.seconds:g} seconds "
+                "(OCTET_JOB_TIMEOUT_SECONDS). Send fewer rows, or raise the limit."
+            )
+        return replace(self.workshop.limits, seconds=left)
 
     async def _log(self, line: str) -> None:
         try:

@@ -7,15 +7,15 @@ from workers.jobs.bench import Bench
 from workers.jobs.files import bring_artifact
 from workers.jobs.measuring import forms_beside, make_report, measure_costs, measure_score
 from workers.jobs.quantize import find_dataset
-from workers.jobs.rows import choose_evaluation
+from workers.jobs.rows import calibrated_by, choose_evaluation
 from workers.stages import Form
 
 
 async def evaluate(bench: Bench) -> str | None:
-    """Measure the variant on every row of the dataset and keep the report with the job."""
+    """Measure the variant on every row of the dataset that did not calibrate it, and keep the report with the job."""
     job, workshop = bench.job, bench.workshop
     async with bench.step("fetching the model", until=5):
-        model = (await workshop.models.resolve(Reference.parse(job.model or ""))).ready()
+        model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
         float32 = await workshop.variants.get(model.name, model.version, FLOAT32)
         variant = await workshop.variants.get(model.name, model.version, job.variant or FLOAT32)
         if job.evaluation is None:
@@ -27,9 +27,11 @@ async def evaluate(bench: Bench) -> str | None:
             artifact = await bring_artifact(bench, variant)
             form = Form(name=variant.name, artifact=artifact, execution=variant.execution)
     forms = forms_beside(parent, variant=form)
-    chosen = choose_evaluation(dataset, calibration=None, given=True)
+    chosen = choose_evaluation(
+        dataset, calibration=calibrated_by(await workshop.variants.report(variant), dataset), given=True
+    )
     costs = await measure_costs(bench, forms, variant.signature, until=50)
-    score = await measure_score(bench, forms, model, evaluation=chosen, until=95)
+    score = await measure_score(bench, costs.forms, model, evaluation=chosen, until=95)
     async with bench.step("publishing", until=100):
         report = make_report(variant, float32=float32, costs=costs, score=score, evaluation=chosen.use)
         await workshop.history.keep_report(job.id, report)

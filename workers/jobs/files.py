@@ -1,7 +1,6 @@
 """Files on their way between the store and a job's scratch folder, checked in both directions."""
 
 import hashlib
-import shutil
 
 from app.catalogue.store import CHUNK_BYTES
 from app.domain.errors import StoreUnavailable
@@ -11,6 +10,7 @@ from workers.jobs.bench import Bench
 from workers.jobs.rows import Chosen
 from workers.sandbox import output_path
 from workers.stages import RowSource
+from workers.trees import remove_tree
 
 
 async def bring(bench: Bench, path: str, *, name: str, sha256: str) -> str:
@@ -60,5 +60,5 @@ def keep_only(bench: Bench, *outputs: str) -> None:
         file = output_path(bench.scratch, relative)
         (fresh / relative).parent.mkdir(parents=True, exist_ok=True)
         file.rename(fresh / relative)
-    shutil.rmtree(bench.scratch)
+    remove_tree(bench.scratch)
     bench.scratch = fresh

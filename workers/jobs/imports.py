@@ -37,7 +37,12 @@ async def _import_model(bench: Bench) -> str:
         converted = await bench.stage("convert", ConvertSpec(upload=upload), gives=ConvertResult, until=45)
     keep_only(bench, converted.artifact, converted.samples)  # `convert` may have executed what was uploaded
     async with bench.step("checking against the original", until=60):
-        spec = VerifySpec(artifact=converted.artifact, samples=converted.samples, original=converted.original)
+        spec = VerifySpec(
+            artifact=converted.artifact,
+            samples=converted.samples,
+            original=converted.original,
+            preprocessing=entry.upload.preprocessing,
+        )
         verified = await bench.stage("verify", spec, gives=VerifyResult, until=60)
     await _publish(bench, entry.upload, converted, verified)
     return FLOAT32
@@ -58,7 +63,9 @@ async def _publish(bench: Bench, upload: Upload, converted: ConvertResult, verif
         job=bench.job.id,
         created_at=datetime.now(UTC),
     )
-    report = make_report(variant, float32=variant, costs=costs, conversion=verified.conversion)
+    report = make_report(
+        variant, float32=variant, costs=costs, conversion=verified.conversion, made_with=converted.libraries
+    )
     async with bench.step("publishing", until=100):
         with output_path(bench.scratch, converted.artifact).open("rb") as file:
             await bench.workshop.variants.publish(variant, artifact=file, report=report)

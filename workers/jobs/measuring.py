@@ -1,9 +1,8 @@
 """From forms to a report: the measuring steps that importing, quantizing and evaluating share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from app.domain.models import ModelManifest
 from app.domain.reports import ConversionCheck, DataUse, Environment, Kernels, Latency, Memory, Report, Size
@@ -15,13 +14,17 @@ from workers.jobs.rows import Chosen
 from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
 
 BFLOAT16 = "bfloat16"
-_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What every form costs: time, kernels, memory."""
+    """What every form costs: time, kernels, memory.
 
+    Attributes:
+        forms: those that this CPU runs: what else is measured is measured of them.
+    """
+
+    forms: tuple[Form, ...]
     latency: dict[str, Latency]
     kernels: dict[str, Kernels]
     memory: dict[str, Memory]
@@ -29,7 +32,7 @@ class Costs:
 
 
 def forms_beside(float32: str, *, variant: Form | None = None) -> tuple[Form, ...]:
-    """Return what is measured side by side: float32, bfloat16 where this CPU computes in it, and the variant.
+    """Return what is measured side by side: float32, bfloat16 where the engine computes in it, and the variant.
 
     Args:
         float32: path of the float32 artifact, relative to the scratch folder.
@@ -37,8 +40,9 @@ def forms_beside(float32: str, *, variant: Form | None = None) -> tuple[Form, ..
     """
     forms = [Form(name=FLOAT32, artifact=float32, execution=Execution())]
     is_bfloat16 = variant is not None and variant.execution.float_precision == BFLOAT16
-    if _cpu_has_bfloat16() and not is_bfloat16:
-        forms.append(Form(name=BFLOAT16, artifact=float32, execution=Execution(float_precision="bfloat16")))
+    if not is_bfloat16:
+        execution = Execution(float_precision="bfloat16")
+        forms.append(Form(name=BFLOAT16, artifact=float32, execution=execution, optional=True))
     if variant is not None:
         forms.append(variant)
     return tuple(forms)
@@ -50,13 +54,14 @@ async def measure_costs(bench: Bench, forms: Sequence[Form], signature: Signatur
     async with bench.step("measuring latency", until=half):
         spec = TimeSpec(forms=tuple(forms), signature=signature)
         timed = await bench.stage("time", spec, gives=TimeResult, until=half)
+    ran = tuple(form for form in forms if form.name in timed.latency)
     memory: dict[str, Memory] = {}
     async with bench.step("measuring memory", until=until):
-        for form in forms:
+        for form in ran:
             weigh = WeighSpec(form=form, signature=signature)
             weighed = await bench.stage("weigh", weigh, gives=WeighResult, until=until)
             memory[form.name] = weighed.memory
-    return Costs(latency=timed.latency, kernels=timed.kernels, memory=memory, environment=timed.environment)
+    return Costs(forms=ran, latency=timed.latency, kernels=timed.kernels, memory=memory, environment=timed.environment)
 
 
 async def measure_score(
@@ -80,8 +85,13 @@ def make_report(
     calibration: DataUse | None = None,
     evaluation: DataUse | None = None,
     conversion: ConversionCheck | None = None,
+    made_with: Mapping[str, str] | None = None,
 ) -> Report:
-    """Put what was measured into one record."""
+    """Put what was measured into one record.
+
+    Args:
+        made_with: versions of the libraries that made the artifact, which may not be those that measured it.
+    """
     return Report(
         model=variant.model,
         version=variant.version,
@@ -101,7 +111,7 @@ def make_report(
         memory=costs.memory,
         kernels=costs.kernels,
         conversion=conversion,
-        environment=costs.environment,
+        environment=replace(costs.environment, libraries={**costs.environment.libraries, **(made_with or {})}),
         notes=_notes(score=score, costs=costs, evaluation=evaluation),
         created_at=datetime.now(UTC),
     )
@@ -113,13 +123,6 @@ def _notes(*, score: ScoreResult | None, costs: Costs, evaluation: DataUse | Non
         notes.append("The evaluation rows have no labels that fit the first output, so there is no accuracy.")
     if evaluation is not None and evaluation.source == "held_out":
         notes.append("No evaluation dataset was given: rows that calibration left over scored.")
-    if not any(form == BFLOAT16 for form in costs.latency):
-        notes.append("This CPU does not compute in bfloat16, so float32 and the variant stand alone.")
+    if not any(form.execution.float_precision == BFLOAT16 for form in costs.forms):
+        notes.append("The engine does not compute in bfloat16 on this CPU, so float32 and the variant stand alone.")
     return tuple(notes)
-
-
-def _cpu_has_bfloat16() -> bool:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return not _BFLOAT16_FLAGS.isdisjoint(line.split())
-    return False

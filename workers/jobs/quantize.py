@@ -39,14 +39,15 @@ async def quantize(bench: Bench) -> str:
     """Make, measure and publish the variant; return its name."""
     async with bench.step("fetching the model", until=5):
         order = await _look_up(bench)
-    variant, made = await _transform(bench, order)
+    made = await _transform(bench, order)
+    variant = _variant(bench, order, made)
     _refuse_larger(variant, order.float32)
     report = await _measure(bench, order, variant, made)
     _refuse_without_int8(order.recipe, report.kernels[variant.name])
     variants = bench.workshop.variants
     publish = variants.publish if bench.job.variant else variants.publish_numbered
     async with bench.step("publishing", until=100):
-        with output_path(bench.scratch, made).open("rb") as file:
+        with output_path(bench.scratch, made.artifact).open("rb") as file:
             published = await publish(variant, artifact=file, report=report)
     return published.name
 
@@ -55,9 +56,9 @@ async def find_dataset(reference: str, model: ModelManifest, workshop: Workshop)
     """Return the dataset a job names.
 
     Raises:
-        ModelNotReady, SignatureMismatch: its rows cannot be used with this model.
+        SignatureMismatch: its rows cannot be used with this model; or what its import failed with.
     """
-    dataset = (await workshop.datasets.resolve(Reference.parse(reference))).ready()
+    dataset = (await workshop.datasets.resolve(Reference.parse(reference))).imported()
     check_fit(dataset, model)
     return dataset
 
@@ -66,7 +67,7 @@ async def _look_up(bench: Bench) -> Order:
     job, workshop = bench.job, bench.workshop
     if job.recipe is None:
         raise RecipeInvalid(f"Job {job.id} has no recipe: send one with the job.")
-    model = (await workshop.models.resolve(Reference.parse(job.model or ""))).ready()
+    model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
     float32 = await workshop.variants.get(model.name, model.version, FLOAT32)
     scoring = job.evaluation or job.calibration
     if scoring is None:
@@ -94,16 +95,18 @@ async def _calibration(bench: Bench, model: ModelManifest, recipe: Recipe) -> Ch
     )
 
 
-async def _transform(bench: Bench, order: Order) -> tuple[Variant, str]:
-    """Run the toolchain; return the variant it made and its file's path."""
+async def _transform(bench: Bench, order: Order) -> TransformResult:
     async with bench.step("quantizing", until=45):
         chosen = order.calibration
         rows = await bring_rows(bench, chosen, preprocessing=order.model.preprocessing) if chosen else None
         spec = TransformSpec(
             artifact=order.parent, signature=order.float32.signature, recipe=order.recipe, calibration=rows
         )
-        made = await bench.stage("transform", spec, gives=TransformResult, until=45)
-    variant = Variant(
+        return await bench.stage("transform", spec, gives=TransformResult, until=45)
+
+
+def _variant(bench: Bench, order: Order, made: TransformResult) -> Variant:
+    return Variant(
         model=order.model.name,
         version=order.model.version,
         name=bench.job.variant or variant_name(order.recipe),
@@ -114,14 +117,13 @@ async def _transform(bench: Bench, order: Order) -> tuple[Variant, str]:
         job=bench.job.id,
         created_at=datetime.now(UTC),
     )
-    return variant, made.artifact
 
 
-async def _measure(bench: Bench, order: Order, variant: Variant, artifact: str) -> Report:
-    form = Form(name=variant.name, artifact=artifact, execution=variant.execution)
+async def _measure(bench: Bench, order: Order, variant: Variant, made: TransformResult) -> Report:
+    form = Form(name=variant.name, artifact=made.artifact, execution=variant.execution)
     forms = forms_beside(order.parent, variant=form)
     costs = await measure_costs(bench, forms, variant.signature, until=70)
-    score = await measure_score(bench, forms, order.model, evaluation=order.evaluation, until=95)
+    score = await measure_score(bench, costs.forms, order.model, evaluation=order.evaluation, until=95)
     return make_report(
         variant,
         float32=order.float32,
@@ -129,6 +131,7 @@ async def _measure(bench: Bench, order: Order, variant: Variant, artifact: str) 
         score=score,
         calibration=order.calibration.use if order.calibration else None,
         evaluation=order.evaluation.use,
+        made_with=made.libraries,
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import DatasetUnfit
-from app.domain.reports import DataUse
+from app.domain.recipes import PtqStatic
+from app.domain.reports import DataUse, Report
 
 _HELD_OUT_SHARE = 4
 
@@ -54,6 +55,18 @@ def choose_evaluation(dataset: DatasetManifest, *, calibration: Chosen | None, g
             "take fewer calibration_rows, or send an evaluation dataset."
         )
     return _chosen(dataset, rows, source="given" if given else "held_out", seed=None)
+
+
+def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
+    """Return the rows of a dataset that calibrated the variant a report is about; None if it was another dataset."""
+    recipe, use = report.recipe, report.calibration
+    if not isinstance(recipe, PtqStatic) or use is None or use.dataset != f"{dataset.name}:{dataset.version}":
+        return None
+    for hold_out in (False, True):  # whichever it was, its rows have the recorded hash
+        chosen = choose_calibration(dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=hold_out)
+        if chosen.use.sha256 == use.sha256:
+            return chosen
+    return None
 
 
 def _same(one: DatasetManifest, other: DatasetManifest) -> bool:

@@ -7,18 +7,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import openvino
-from onnx import TensorProto, checker, defs, helper
+from onnx import TensorProto, checker, helper
 
-from app.domain.errors import ConversionMismatch, UploadRefused, UploadUnreadable
+from app.domain.errors import ConversionMismatch, ToolchainFailed, UploadRefused, UploadUnreadable
 from app.domain.reports import ConversionCheck
 from app.domain.tensors import DType, Signature, TensorSpec
-from workers.stages import Progress, VerifyResult, VerifySpec
+from app.domain.variants import FLOAT32, Execution
+from workers import graphs
+from workers.measure.engine import Session
+from workers.measure.image_input import check_preprocessing
+from workers.stages import Form, Progress, VerifyResult, VerifySpec
 
 # A float32 rounding is at most 2**-24 of its value. Two engines sum in different orders, and the error of a sum of n
 # terms grows like sqrt(n) * 2**-24 (Higham 1993): about 1e-5 for n = 10**4, carried through some tens of layers. A
 # wrong weight, layout or operator shows at 1e-2 and more.
 TOLERANCE = 1e-3
-_STANDARD_DOMAINS = ("", "ai.onnx")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -28,35 +31,38 @@ def verify(spec: VerifySpec, scratch: Path, progress: Progress) -> VerifyResult:
 
     Raises:
         ConversionMismatch: it answers differently.
-        UploadRefused: the graph is not plain standard ONNX in one file.
+        UploadRefused: the graph is not plain standard ONNX in one file, or no image can become its input.
         UploadUnreadable: the graph is broken, or the engine does not take it.
     """
     progress(0.0, "checking the graph")
-    artifact = scratch / spec.artifact
-    graph = _checked_graph(artifact)
+    graph = _checked_graph(scratch / spec.artifact)
     signature = _signature(graph.graph)
+    if spec.preprocessing is not None:
+        check_preprocessing(spec.preprocessing, signature)
     progress(0.3, "asking the engine")
     samples = _samples(scratch / spec.samples, signature)
-    engine = _Engine(artifact)
-    error = max(_error(signature, samples, engine, rows=rows) for rows in _row_counts(signature, samples))
+    error = _largest_error(spec, signature, samples, scratch=scratch)
     if not error <= TOLERANCE:
         raise ConversionMismatch(
             f"The float32 artifact's answers are {error:.2g} of the largest output away from those of {spec.original}; "
-            f"at most {TOLERANCE:g} is taken: the model may depend on chance, or export wrongly."
+            f"at most {TOLERANCE:g} is taken: call module.eval() before the export, or export with another release."
         )
     rows = max((len(array) for array in samples.values() if array.ndim), default=1)
     check = ConversionCheck(rows=rows, max_error=error, tolerance=TOLERANCE, original=spec.original)
-    return VerifyResult(signature=signature, parameters=_parameters(graph.graph), conversion=check)
+    return VerifyResult(signature=signature, parameters=_parameters(graph), conversion=check)
 
 
 def _checked_graph(path: Path) -> onnx.ModelProto:
     """Parse the graph anew: the stage that wrote it may have run hostile code."""
     graph = onnx.load(path, format="protobuf", load_external_data=False)
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(graph.graph)) or graph.functions:
-        raise UploadRefused("The float32 artifact is not one self-contained graph.")
-    for node in _nodes(graph.graph):
-        if node.domain not in _STANDARD_DOMAINS or not defs.has(node.op_type):
-            raise UploadRefused(f"The float32 artifact uses {node.op_type!r}, which is not a standard ONNX operator.")
+    if any(map(graphs.is_external, graphs.tensors_of(graph))) or graph.functions:
+        raise UploadRefused("The float32 artifact is not one self-contained graph: export the model again as one file.")
+    for node in graphs.nodes_of(graph.graph):
+        if not graphs.is_standard(node):
+            raise UploadRefused(
+                f"The float32 artifact uses {node.op_type!r}, which is not a standard ONNX operator: export the model "
+                "with standard operators only."
+            )
     try:
         checker.check_model(graph, full_check=True)
     except (checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -64,28 +70,12 @@ def _checked_graph(path: Path) -> onnx.ModelProto:
     return graph
 
 
-def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    inner = [graph for node in graph.node for graph in _inner_graphs(node)]
-    return [*graph.node, *(node for each in inner for node in _nodes(each))]
-
-
-def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    return single + [graph for attribute in node.attribute for graph in attribute.graphs]
-
-
-def _tensors(graph: onnx.GraphProto) -> list[TensorProto]:
-    sparse = [part for each in graph.sparse_initializer for part in (each.values, each.indices)]
-    own = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
-    many = [tensor for node in graph.node for attribute in node.attribute for tensor in attribute.tensors]
-    inner = [tensor for node in graph.node for each in _inner_graphs(node) for tensor in _tensors(each)]
-    return [*graph.initializer, *sparse, *own, *many, *inner]
-
-
-def _parameters(graph: onnx.GraphProto) -> int:
+def _parameters(graph: onnx.ModelProto) -> int:
     """Count the weights: the elements of floating-point constants."""
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in _tensors(graph) if tensor.data_type in floats)
+    return sum(
+        int(np.prod(tensor.dims, dtype=np.int64)) for tensor in graphs.tensors_of(graph) if tensor.data_type in floats
+    )
 
 
 def _signature(graph: onnx.GraphProto) -> Signature:
@@ -134,26 +124,22 @@ def _row_counts(signature: Signature, samples: Arrays) -> list[int | None]:
     return [None, 1] if signature.batched and recorded and min(recorded) > 1 else [None]
 
 
-class _Engine:
-    def __init__(self, artifact: Path) -> None:
-        try:
-            self._compiled = openvino.Core().compile_model(artifact, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:200]
-            raise UploadUnreadable(f"OpenVINO does not take the model: {reason}") from error
-
-    def answer(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        results = self._compiled(inputs)
-        return [np.asarray(results[position]) for position in range(len(self._compiled.outputs))]
+def _largest_error(spec: VerifySpec, signature: Signature, samples: Arrays, *, scratch: Path) -> float:
+    float32 = Form(name=FLOAT32, artifact=spec.artifact, execution=Execution())
+    try:
+        session = Session.open(float32, signature, scratch=scratch, core=openvino.Core())
+        return max(_error(signature, samples, session, rows=rows) for rows in _row_counts(signature, samples))
+    except ToolchainFailed as error:
+        raise UploadUnreadable(error.message) from error
 
 
-def _error(signature: Signature, samples: Arrays, engine: _Engine, *, rows: int | None) -> float:
-    def recorded(prefix: str, specs: tuple[TensorSpec, ...]) -> list[npt.NDArray[Any]]:
-        arrays = [samples[f"{prefix}:{spec.name}"] for spec in specs]
-        return arrays if rows is None else [array[:rows] for array in arrays]
+def _error(signature: Signature, samples: Arrays, session: Session, *, rows: int | None) -> float:
+    def recorded(prefix: str, specs: tuple[TensorSpec, ...]) -> Arrays:
+        arrays = {spec.name: samples[f"{prefix}:{spec.name}"] for spec in specs}
+        return arrays if rows is None else {name: array[:rows] for name, array in arrays.items()}
 
-    answers = engine.answer(recorded("input", signature.inputs))
-    wanted = recorded("output", signature.outputs)
+    answers = session.run(recorded("input", signature.inputs))
+    wanted = recorded("output", signature.outputs).values()
     return max(_distance(found, each) for found, each in zip(answers, wanted, strict=True))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.domain.reports import Latency
 from workers.data.batches import Tensors
-from workers.measure.engine import Session
+from workers.measure.engine import Session, runs_here
 from workers.measure.environment import environment
 from workers.measure.inputs import random_inputs
 from workers.measure.kernels import kernels
@@ -32,7 +32,8 @@ def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
         PrecisionUnavailable: a form that this CPU cannot run.
     """
     core = ov.Core()
-    sessions = [Session.open(form, spec.signature, scratch=scratch, core=core) for form in spec.forms]
+    forms = [form for form in spec.forms if runs_here(form, core) or not form.optional]
+    sessions = [Session.open(form, spec.signature, scratch=scratch, core=core) for form in forms]
     one_row = random_inputs(spec.signature, rows=1)
     progress(0.1, "timing one row per call")
     seconds = in_turns(sessions, one_row, runs=spec.runs)
@@ -44,9 +45,9 @@ def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
     return TimeResult(
         latency={
             form.name: latency(times, reference=seconds[0], rate=rate, batch_size=size)
-            for form, times, rate in zip(spec.forms, seconds, rates, strict=True)
+            for form, times, rate in zip(forms, seconds, rates, strict=True)
         },
-        kernels={form.name: kernels(form, spec.signature, one_row, scratch=scratch, core=core) for form in spec.forms},
+        kernels={form.name: kernels(form, spec.signature, one_row, scratch=scratch, core=core) for form in forms},
         environment=environment(),
     )
 

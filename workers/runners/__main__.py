@@ -2,16 +2,16 @@
 
 import argparse
 import contextlib
-import ctypes
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
 
+from workers.confinement import confine_runner
+from workers.lifeline import die_with
 from workers.runners.connection import Connection
 
-PR_SET_PDEATHSIG = 1
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -19,27 +19,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers.runners")
     parser.add_argument("--socket", type=int, required=True, help="descriptor of this end of the socket pair")
     parser.add_argument("--gateway", type=int, required=True, help="process id of the gateway")
+    parser.add_argument("--artifact", type=Path, required=True, help="the one file this runner may read")
+    parser.add_argument("--memory", type=int, required=True, help="bytes of memory it may take")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    _die_with(arguments.gateway)
+    die_with(arguments.gateway)
     _let_the_gateway_stop_us()
     _be_first_to_go_when_memory_is_short()
+    _confine(arguments.artifact, memory_bytes=arguments.memory)
 
-    from workers.runners.service import serve  # noqa: PLC0415  (the engine is slow to import: be tied first)
+    from workers.runners.service import serve  # noqa: PLC0415  (it imports the engine: be tied and confined first)
 
     serve(Connection(arguments.socket))
-
-
-def _die_with(gateway: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != gateway:  # it died before the line above
-        sys.exit(1)
 
 
 def _let_the_gateway_stop_us() -> None:
     """Ignore what a terminal or a service manager sends to all: the gateway drains first, then says stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _confine(artifact: Path, *, memory_bytes: int) -> None:
+    missing = confine_runner(artifact, memory_bytes=memory_bytes)
+    if missing:
+        log.warning("This machine cannot confine runners completely: it lacks %s.", ", ".join(missing))
 
 
 def _be_first_to_go_when_memory_is_short() -> None:

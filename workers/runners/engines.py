@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from app.domain.tensors import Signature
 from app.domain.variants import Engine, Execution, Precision
-from workers.runners.openvino_engine import OpenVinoSession
+from workers.openvino_engine import OpenVinoSession
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

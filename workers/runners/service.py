@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.domain.errors import DeadlineExceeded, OctetError, RunnerCrashed, SignatureMismatch
+from app.domain.errors import AnswerTooLarge, DeadlineExceeded, OctetError, RunnerCrashed, SignatureMismatch
 from app.domain.runners import Answer, Attach, Detach, Infer, Load, LoadFailed, MeasureMemory, Ready, Refusal, Stop
 from app.domain.tensors import TensorSpec
 from workers.data.preprocessing import preprocess_for
@@ -86,6 +86,7 @@ class Service:
     def __init__(self, connection: Connection, *, load: Load, session: Session) -> None:
         self._connection = connection
         self._signature = load.signature
+        self._max_answer_bytes = load.max_answer_bytes
         self._session = session
         self._segments: dict[int, mmap.mmap] = {}
         self._requests: queue.SimpleQueue[Infer | None] = queue.SimpleQueue()
@@ -157,6 +158,7 @@ class Service:
         compute_seconds: float,
     ) -> None:
         """Write the outputs behind the inputs, or into a segment of their own if they do not fit, and say where."""
+        self._check_size(outputs)
         overflow, overflow_bytes = None, 0
         parts, end = lay_out(outputs, self._signature.outputs, start=request.outputs_at)
         if end > len(segment):
@@ -173,3 +175,11 @@ class Service:
             rows=request.rows,
         )
         self._connection.send(answer, descriptor=overflow)
+
+    def _check_size(self, outputs: dict[str, npt.NDArray[Any]]) -> None:
+        size = sum(array.nbytes for array in outputs.values())
+        if size > self._max_answer_bytes:
+            raise AnswerTooLarge(
+                f"The answer has {size:,} bytes, over the limit of {self._max_answer_bytes:,}: "
+                "send fewer rows, or raise OCTET_MAX_ANSWER_BYTES."
+            )

@@ -14,12 +14,10 @@ import onnx
 
 from app.domain.errors import ToolchainFailed
 from app.domain.variants import Execution
-from workers.stages import Progress, TransformResult, TransformSpec
+from workers.stages import VARIANT_OUTPUT, Progress, TransformResult, TransformSpec
 from workers.toolchains.finish import finish
 from workers.toolchains.graph import load_graph
 from workers.toolchains.libraries import versions
-
-VARIANT = "out/variant.onnx"
 
 Handler = Callable[[onnx.ModelProto, TransformSpec, Path, Progress], onnx.ModelProto]
 
@@ -57,13 +55,17 @@ def transform(spec: TransformSpec, scratch: Path, progress: Progress) -> Transfo
     """
     technique = TECHNIQUES.get(spec.recipe.technique)
     if technique is None:
-        raise ToolchainFailed(f"No toolchain here knows the technique {spec.recipe.technique!r}.")
+        raise ToolchainFailed(
+            f"No toolchain here knows the technique {spec.recipe.technique!r}: take one of {', '.join(TECHNIQUES)}."
+        )
     graph = load_graph(scratch / spec.artifact)
     made = _handler(technique.handler)(graph, spec, scratch, progress)
     progress(0.95, "checking the variant's graph")
-    finish(made, spec.signature, path=scratch / VARIANT)
+    finish(made, spec.signature, path=scratch / VARIANT_OUTPUT)
     progress(1.0, "made the variant")
-    return TransformResult(artifact=VARIANT, execution=technique.execution, libraries=versions(technique.libraries))
+    return TransformResult(
+        artifact=VARIANT_OUTPUT, execution=technique.execution, libraries=versions(technique.libraries)
+    )
 
 
 def _handler(where: str) -> Handler:

@@ -8,6 +8,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from app.domain.errors import ToolchainFailed
 from app.domain.tensors import Signature
+from workers import graphs
 
 ONNXRUNTIME_ERRORS = (
     states.Fail,
@@ -17,7 +18,7 @@ ONNXRUNTIME_ERRORS = (
     states.NotImplemented,
     states.RuntimeException,
 )
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_KEEP_FLOAT = ": name the layers it stumbles over in float_layers, or try another recipe."
 
 
 def finish(graph: onnx.ModelProto, signature: Signature, *, path: Path) -> None:
@@ -26,12 +27,13 @@ def finish(graph: onnx.ModelProto, signature: Signature, *, path: Path) -> None:
     Raises:
         ToolchainFailed: it is no valid graph, lost its batch axis, or ONNX Runtime does not open it.
     """
-    strip(graph)
+    graphs.drop_unused_weights(graph.graph)
+    graphs.strip(graph)
     _check_inputs(graph, signature)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ToolchainFailed(f"The toolchain made a graph that is not valid ONNX ({error}).") from error
+        raise ToolchainFailed(f"The toolchain made a graph that is not valid ONNX ({error}){_KEEP_FLOAT}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, path)
     options = onnxruntime.SessionOptions()
@@ -39,35 +41,13 @@ def finish(graph: onnx.ModelProto, signature: Signature, *, path: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except ONNXRUNTIME_ERRORS as error:
-        raise ToolchainFailed(f"ONNX Runtime does not open the variant ({error}).") from error
-
-
-def strip(graph: onnx.ModelProto) -> None:
-    """Remove notes of whoever exported the graph, inferred shapes, and weights that no node uses."""
-    inner = graph.graph
-    _keep_used_initializers(inner)
-    graph.doc_string = inner.doc_string = ""
-    del graph.metadata_props[:]
-    del inner.metadata_props[:]
-    del inner.value_info[:]
-    for part in (*inner.node, *inner.initializer, *inner.input, *inner.output):
-        part.doc_string = ""
-        del part.metadata_props[:]
-
-
-def _keep_used_initializers(graph: onnx.GraphProto) -> None:
-    if any(attribute.type in _GRAPHS for node in graph.node for attribute in node.attribute):
-        return  # a subgraph may use what no node here names
-    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+        raise ToolchainFailed(f"ONNX Runtime does not open the variant ({error}){_KEEP_FLOAT}") from error
 
 
 def _check_inputs(graph: onnx.ModelProto, signature: Signature) -> None:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
     for spec in signature.inputs:
         if spec.name not in shapes:
-            raise ToolchainFailed(f"The toolchain lost the model's input {spec.name!r}.")
+            raise ToolchainFailed(f"The toolchain lost the model's input {spec.name!r}{_KEEP_FLOAT}")
         if spec.batch_axis is not None and shapes[spec.name][spec.batch_axis].HasField("dim_value"):
-            raise ToolchainFailed(f"The toolchain fixed the batch axis of the model's input {spec.name!r}.")
+            raise ToolchainFailed(f"The toolchain fixed the batch axis of the model's input {spec.name!r}{_KEEP_FLOAT}")

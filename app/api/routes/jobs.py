@@ -7,11 +7,11 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from app.api import examples, submission
+from app.api import examples, orders, submission
 from app.api.dependencies import Served, Services
 from app.api.documentation import answers
 from app.api.events import check_event_id, find_job, job_events
-from app.api.idempotency import claim
+from app.api.idempotency import claim, keep
 from app.api.schemas.jobs import JobList, JobRequest, QuantizeRequest
 from app.api.strictness import StrictRoute
 from app.domain.errors import ReportNotFound
@@ -54,6 +54,8 @@ async def create_job(
             body = asked.model_dump_json().encode()
             job = await claim(services, idempotency_key, request=body, job=job_id, undo=undo)
         job = job or await _order(services, asked, job_id=job_id, undo=undo)
+        if idempotency_key is not None:
+            await keep(services, idempotency_key)
         undo.pop_all()
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
@@ -61,7 +63,7 @@ async def create_job(
 
 async def _order(services: Services, asked: JobRequest, *, job_id: str, undo: AsyncExitStack) -> Job:
     if isinstance(asked, QuantizeRequest):
-        job, after = await submission.order_quantize(
+        job, after = await orders.order_quantize(
             services,
             job_id,
             model=asked.model,
@@ -71,7 +73,7 @@ async def _order(services: Services, asked: JobRequest, *, job_id: str, undo: As
             variant=asked.variant,
         )
     else:
-        job, after = await submission.order_evaluate(
+        job, after = await orders.order_evaluate(
             services, job_id, model=asked.model, variant=asked.variant, evaluation=asked.evaluation
         )
     await submission.submit(services, job, after=after, undo=undo)
@@ -94,12 +96,13 @@ async def get_job(found: Found) -> Job:
     "/{job}/events",
     summary="Follow a job",
     response_class=StreamingResponse,
-    responses=answers(examples.EVENT, media="text/event-stream", errors=_ONE),
+    responses=answers(examples.EVENT, media="text/event-stream", errors=(404, 429, 503)),
 )
 async def follow_job(
     found: Found, services: Served, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Send every state of a job as a server-sent event until it is final."""
+    services.live.check_followers()
     return StreamingResponse(
         job_events(services, found, after=check_event_id(last_event_id)),
         media_type="text/event-stream",
@@ -127,7 +130,9 @@ async def cancel_job(found: Found, services: Served) -> Job:
 async def get_log(found: Found, services: Served) -> PlainTextResponse:
     """Return what the job's processes printed."""
     kept = await services.history.log(found.id) if found.state.final else None
-    return PlainTextResponse(kept or await services.live.log(found.id))
+    if kept is None:  # it may end just now, and its log move to history
+        kept = await services.live.log(found.id) or await services.history.log(found.id)
+    return PlainTextResponse(kept or "")
 
 
 @router.get("/{job}/report", summary="Read an evaluate job's report", responses=answers(examples.REPORT, errors=_ONE))

@@ -61,8 +61,8 @@ async def _predict(
     request: Request, services: Services, resolver: Resolver, *, model: str | None, variant: str | None
 ) -> Response:
     began = time.perf_counter()
-    with services.instruments.requests_in_flight.track_inprogress():
-        body = await read_prediction(request, limit=services.limits.max_predict_bytes)
+    with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
+        body = await read_prediction(request, limits=services.limits, held=held)
         reference = reference_of(_one("model", model, body.model), _one("variant", variant, body.variant))
         made = await predict(services, resolver, reference, parse=body.parse, began=began)
     return _answer(made, accept=request.headers.get("accept", ""))

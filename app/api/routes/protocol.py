@@ -1,6 +1,5 @@
 """The Open Inference Protocol, version 2, in JSON; its binary tensor extension is not spoken here yet."""
 
-import math
 import time
 from typing import Any
 
@@ -10,8 +9,8 @@ from pydantic import ValidationError
 
 from app import __version__
 from app.api import examples
-from app.api.arrays import Array, from_nested, listable
-from app.api.bodies import read_bounded, read_json
+from app.api.arrays import Array, count_elements, from_nested, listable
+from app.api.bodies import aside, read_json, read_json_text
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, inlined, json_body
 from app.api.predictions import Prediction, predict
@@ -155,12 +154,14 @@ async def _infer(request: Request, services: Services, resolver: Resolver, refer
     began = time.perf_counter()
     if "inference-header-content-length" in request.headers:
         raise RequestInvalid("Binary tensors are not taken yet: send 'data' in JSON.")
-    with services.instruments.requests_in_flight.track_inprogress():
-        limit = services.limits.max_predict_bytes
-        asked = _read(await read_bounded(request, limit=limit, setting="max_predict_bytes"))
-        made = await predict(
-            services, resolver, reference, parse=lambda signature: _inputs(asked, signature), began=began
-        )
+    with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
+        text = await read_json_text(request, limits=services.limits, held=held)
+        asked = await aside(lambda: _read(text), size_bytes=len(text))
+
+        async def parse(signature: Signature) -> Arrays:
+            return await aside(lambda: _inputs(asked, signature), size_bytes=len(text))
+
+        made = await predict(services, resolver, reference, parse=parse, began=began)
     body = orjson.dumps(_answer(asked, made), option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")
 
@@ -193,7 +194,7 @@ def _array(tensor: InferInput, spec: TensorSpec) -> Array:
         raise SignatureMismatch(f"Input {spec.name!r} is {tensor.datatype[:40]!r}, but the model takes {wanted}.")
     array = from_nested(tensor.data, spec)
     shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape) or array.size != math.prod(shape):
+    if array.size != count_elements(spec.name, shape):
         raise SignatureMismatch(f"Input {spec.name!r} has {array.size} numbers, but its shape is {list(shape)}.")
     if array.ndim != 1 and array.shape != shape:
         raise SignatureMismatch(f"Input {spec.name!r} has data of shape {list(array.shape)}, but says {list(shape)}.")

@@ -1,10 +1,12 @@
 """`octet models`: upload, list, show, and choose which variant answers."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 from rich.filesize import decimal
 
 from app.client import console
@@ -111,11 +113,19 @@ def read_preprocessing(path: Path) -> ImagePreprocessing:
     Raises:
         RequestInvalid: it is not one.
     """
+    known = [field.name for field in fields(ImagePreprocessing)]
     try:
-        return TypeAdapter(ImagePreprocessing).validate_json(path.read_bytes())
+        given = from_json(path.read_bytes())
+        unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else []
+        if unknown:
+            raise RequestInvalid(f"{path} has an unknown field {unknown[0]!r}: a preprocessing has {', '.join(known)}.")
+        return TypeAdapter(ImagePreprocessing).validate_python(given, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RequestInvalid(f"{path} is not a preprocessing: {first['msg']} at {list(first['loc'])}.") from error
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise RequestInvalid(f"{path} is not a preprocessing: {place}: {first['msg']}.") from error
+    except ValueError as error:
+        raise RequestInvalid(f"{path} is not JSON ({error}): write a JSON object.") from error
 
 
 def _show(model: ModelVersion, variants: list[Variant], *, as_json: bool) -> None:
@@ -127,6 +137,8 @@ def _show(model: ModelVersion, variants: list[Variant], *, as_json: bool) -> Non
         signature = model.manifest.signature
         facts += [("takes", f"{spec.name}: {spec.describe()}") for spec in signature.inputs]
         facts += [("gives", f"{spec.name}: {spec.describe()}") for spec in signature.outputs]
+        if model.manifest.preprocessing:
+            facts.append(("preprocessing", to_json(model.manifest.preprocessing).decode()))
         facts.append(("parameters", f"{model.manifest.parameters:,}"))
     facts += [("variant", f"{variant.name}, {decimal(variant.artifact.size_bytes)}") for variant in variants]
     console.print_facts(facts)

@@ -22,6 +22,7 @@ from app.client.commands.recipes import (
 )
 from app.client.commands.session import AsJson, connect, follow, show_report
 from app.client.problems import succeeded
+from app.domain.errors import RequestInvalid
 
 app = typer.Typer()
 
@@ -63,14 +64,8 @@ def quantize(
         "bias_correction": bias_correction,
         "float_layers": tuple(float_layers) if float_layers else None,
     }
-    octet = connect(context)
-    job = octet.quantize(
-        model,
-        recipe=make_recipe(recipe, options),
-        calibration=calibration,
-        evaluation=evaluation,
-        variant=variant,
-    )
+    octet, made = connect(context), make_recipe(recipe, options)
+    job = octet.quantize(model, recipe=made, calibration=calibration, evaluation=evaluation, variant=variant)
     if detach:
         console.print_json(job) if as_json else console.out().print(job.id)
         return
@@ -97,6 +92,8 @@ def quantize_file(
 ) -> None:
     """From file to file in one go: send a model and rows, get the quantized artifact back, with its report."""
     options = {"technique": technique, "calibration_rows": calibration_rows, "bias_correction": bias_correction}
+    if not (output if output.is_dir() else output.absolute().parent).is_dir():
+        raise RequestInvalid(f"There is no folder {output.parent} to write {output.name} into: make it first.")
     octet = connect(context)
     job = octet.quantize_once(
         model,

@@ -53,7 +53,10 @@ def quantize(graph: onnx.ModelProto, spec: TransformSpec, scratch: Path, progres
     except _ERRORS as error:
         raise _failure(error, recipe) from error
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
-        raise ToolchainFailed("NNCF found no layer to quantize: the graph has none, or float_layers names them all.")
+        raise ToolchainFailed(
+            "NNCF found no layer to quantize: name fewer float_layers, or take a model with convolutions or matrix "
+            "products."
+        )
     return made
 
 

@@ -8,6 +8,7 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 
 from app.domain.errors import PrecisionUnavailable, ToolchainFailed
+from workers.openvino_engine import has_bfloat16
 from workers.stages import Progress, TransformSpec
 
 # Biases, scales and the small constants that operators read as parameters gain nothing.
@@ -30,7 +31,9 @@ def cast(graph: onnx.ModelProto, _spec: TransformSpec, _scratch: Path, progress:
     inputs = {value.name for value in graph.graph.input} | {value.name for value in graph.graph.output}
     weights = [tensor for tensor in graph.graph.initializer if _is_weight(tensor) and tensor.name not in inputs]
     if not weights:
-        raise ToolchainFailed("The graph holds no float32 weight to cast to bfloat16.")
+        raise ToolchainFailed(
+            f"The graph holds no float32 weight of {LEAST_ELEMENTS} elements or more to cast: serve float32."
+        )
     casts = [_shorten(tensor) for tensor in weights]
     nodes = [*casts, *graph.graph.node]
     del graph.graph.node[:]
@@ -40,7 +43,7 @@ def cast(graph: onnx.ModelProto, _spec: TransformSpec, _scratch: Path, progress:
 
 def check_cpu() -> None:
     """Raise `PrecisionUnavailable` unless the engine has bfloat16 kernels for this CPU."""
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not has_bfloat16(openvino.Core()):
         raise PrecisionUnavailable(
             "This CPU has no bfloat16 instructions: use int8, or a worker with avx512_bf16 or AMX."
         )

@@ -1,19 +1,14 @@
-"""OpenVINO as a runner's engine: compiles exactly what the variant's record says, so that what was measured runs."""
+"""OpenVINO as the engine: compiles exactly what a variant's record says, for the runner and for what measures alike."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution, Precision
-
-# Without this module OpenVINO falls back to a stub of its own: nothing can be sent.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino as ov  # noqa: E402  (only after the line above)
 
 _HINTS: dict[Precision, ov.Type] = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
 
@@ -21,18 +16,33 @@ _HINTS: dict[Precision, ov.Type] = {"float32": ov.Type.f32, "bfloat16": ov.Type.
 class OpenVinoSession:
     """One compiled graph with one infer request.
 
+    Args:
+        artifact: the file's bytes.
+        core: to be shared between sessions of one process; one of its own by default.
+        profiled: whether the engine times every layer, which slows the whole.
+
     Raises:
         RuntimeError: OpenVINO cannot read or compile the artifact, or this CPU cannot run what `execution` says.
     """
 
-    def __init__(self, artifact: bytes, execution: Execution, signature: Signature, threads: int) -> None:
-        core = ov.Core()
-        compiled = core.compile_model(core.read_model(artifact), "CPU", _options(execution, threads))
+    def __init__(
+        self,
+        artifact: bytes,
+        execution: Execution,
+        signature: Signature,
+        threads: int,
+        *,
+        core: ov.Core | None = None,
+        profiled: bool = False,
+    ) -> None:
+        core = core or ov.Core()
+        options = _options(execution, threads=threads, profiled=profiled)
+        self.compiled: ov.CompiledModel = core.compile_model(core.read_model(artifact), "CPU", options)
         self.engine_version: str = ov.get_version()
-        self.float_precision = _executed_precision(compiled)
-        self._request = compiled.create_infer_request()
-        self._inputs = {spec.name: _port(compiled.inputs, spec) for spec in signature.inputs}
-        self._outputs = {spec.name: _port(compiled.outputs, spec) for spec in signature.outputs}
+        self.float_precision = _executed_precision(self.compiled)
+        self._request = self.compiled.create_infer_request()
+        self._inputs = {spec.name: _port(self.compiled.inputs, spec) for spec in signature.inputs}
+        self._outputs = {spec.name: _port(self.compiled.outputs, spec) for spec in signature.outputs}
         self._raw = {spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype is DType.BFLOAT16}
 
     def infer(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -54,13 +64,21 @@ class OpenVinoSession:
         return data.view(np.uint16) if name in self._raw else data
 
 
-def _options(execution: Execution, threads: int) -> dict[str, Any]:
+def has_bfloat16(core: ov.Core) -> bool:
+    """Whether this CPU computes in bfloat16, as the engine itself says: on ARM it may not although the CPU could."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _options(execution: Execution, *, threads: int, profiled: bool) -> dict[str, Any]:
     return {
+        # without it OpenVINO runs float layers in bfloat16 where the CPU can, and float32 would be none
         "INFERENCE_PRECISION_HINT": _HINTS[execution.float_precision],
         "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,
         # several runners share the machine: pinned, all of them would sit on the same first cores
         "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": profiled,
     }
 
 

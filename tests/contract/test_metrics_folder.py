@@ -1,0 +1,70 @@
+"""The folder in which the processes of one machine share their metrics, with real processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+_HOLDS_TWO_VARIANTS = """
+from app.telemetry.instruments import Instruments
+instruments = Instruments(version="1")
+instruments.variants_loaded.set(2)
+instruments.runner_restarts.labels("net", "1", "int8").inc()
+print("set", flush=True)
+input()
+"""
+_SHOWS = """
+from app.telemetry.instruments import Instruments
+instruments = Instruments(version="1")
+instruments.forget_dead()
+print(instruments.exposition().decode())
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+
+
+@contextmanager
+def gateway_like(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", _HOLDS_TWO_VARIANTS]
+    with subprocess.Popen(command, env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"set\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def shown(folder: Path) -> str:
+    command = [sys.executable, "-c", _SHOWS]
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=True).stdout
+
+
+def test_what_a_killed_process_held_is_no_longer_counted_and_what_it_did_is(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        killed, _other = (stack.enter_context(gateway_like(tmp_path)) for _ in range(2))
+        assert "octet_variants_loaded 4.0" in shown(tmp_path)
+        killed.kill()
+        killed.wait()
+        after = shown(tmp_path)
+    assert "octet_variants_loaded 2.0" in after
+    assert 'octet_runner_restarts_total{model="net",variant="int8",version="1"} 2.0' in after
+
+
+def test_a_gateway_begins_with_an_empty_folder_and_leaves_other_files_be(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    for name in ("counter_7.db", "gauge_livesum_7.db", "histogram_7.db", "mine.db"):
+        (folder / name).write_bytes(b"")
+    (tmp_path / "no-folder").write_bytes(b"")
+    broken_store = {"OCTET_STORE_URL": str(tmp_path / "no-folder"), "OCTET_METRICS_DIR": str(folder)}
+    command = [sys.executable, "-m", "app.launcher", "gateway"]
+    known = os.environ | broken_store | {"OCTET_REDIS_URL": "redis://127.0.0.1:9"}
+    done = subprocess.run(command, env=known, capture_output=True, text=True, check=False, timeout=60)
+    assert [file.name for file in folder.iterdir()] == ["mine.db"]
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no-folder cannot be opened: set OCTET_STORE_URL" in done.stderr
