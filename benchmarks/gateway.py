@@ -15,15 +15,19 @@ import httpx
 import psutil
 
 from app.client import Octet
-from examples.service import embedded_octet
+from examples.service import START_SECONDS, OctetDidNotStart, embedded_octet, free_port
 
 STARTS = 5
 MEBIBYTE = 2**20
 
 
 def seconds_to_first_answer(folder: Path) -> float:
-    """Start a gateway and nothing else; return the seconds until `/livez` answers."""
-    port = 18_099
+    """Start a gateway and nothing else; return the seconds until `/livez` answers.
+
+    Raises:
+        OctetDidNotStart: it ended, or did not answer within a minute.
+    """
+    port = free_port()
     environment = os.environ | {
         "OCTET_DATA_DIR": str(folder),
         "OCTET_PORT": str(port),
@@ -33,9 +37,13 @@ def seconds_to_first_answer(folder: Path) -> float:
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "app.launcher", "gateway"], env=environment)
     try:
-        while not answers(f"http://127.0.0.1:{port}/livez"):
+        while (passed := time.perf_counter() - began) < START_SECONDS and process.poll() is None:
+            if answers(f"http://127.0.0.1:{port}/livez"):
+                return time.perf_counter() - began
             time.sleep(0.005)
-        return time.perf_counter() - began
+        raise OctetDidNotStart(
+            f"No answer after {passed:.1f} s (exit status {process.poll()}): the gateway's messages above say why."
+        )
     finally:
         process.terminate()
         process.wait()

@@ -26,7 +26,7 @@ def embedded_octet(folder: Path) -> Iterator[Octet]:
     Raises:
         OctetDidNotStart: it ended, or was not ready within a minute.
     """
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "OCTET_PORT": str(port), "OCTET_DATA_DIR": str(folder / "octet-data")}
     log = folder / "octet.log"
     with log.open("wb") as output:
@@ -63,7 +63,8 @@ def _answers(octet: Octet) -> bool:
         return False  # nobody listens yet
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

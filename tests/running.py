@@ -46,6 +46,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def clean_environment() -> dict[str, str]:
+    """Return the environment without whatever would set up an Octet."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OCTET_", "PROMETHEUS_"))}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
     """A running Redis.
@@ -144,7 +149,7 @@ def running_service(
         prefix: words before the command, such as `unshare`.
     """
     data_dir, log = folder / "data", folder / "octet.log"
-    environment = os.environ | {"OCTET_DATA_DIR": str(data_dir), "OCTET_PORT": "0", **(settings or {})}
+    environment = clean_environment() | {"OCTET_DATA_DIR": str(data_dir), "OCTET_PORT": "0", **(settings or {})}
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "app.launcher", "serve"],

@@ -3,8 +3,9 @@
 import os
 import sys
 
+from redis.exceptions import RedisError
+
 from app.settings import SettingsInvalid, read_settings
-from workers.bootstrap import work
 
 
 def main() -> int:
@@ -16,7 +17,15 @@ def main() -> int:
     except SettingsInvalid as error:
         sys.stderr.write(f"octet: {error}\n")
         return 2
-    work(settings)
+    if settings.metrics_dir is not None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
+    from workers.bootstrap import work  # noqa: PLC0415 - whatever it imports must see the variable above
+
+    try:
+        work(settings)
+    except (RedisError, ValueError) as error:
+        sys.stderr.write(f"octet: Redis does not answer ({error}): start it, or mend OCTET_REDIS_URL.\n")
+        return 1
     return 0
 
 

@@ -17,6 +17,7 @@ _CHUNK_BYTES = 2**20
 _END = b"PK\x05\x06"
 _END_SIZE = 22
 _LOCATOR64 = b"PK\x06\x07"
+_END64 = b"PK\x06\x06"
 _END64_SIZE = 56 + 20
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError, OSError)
 
@@ -112,8 +113,8 @@ def _check_directory(path: Path, limits: ArchiveLimits) -> None:
             "The upload is a zip archive (as .pt2 and .npz files are) without an end: it is truncated, send all of it."
         )
     listed = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if tail[at - 20 : at].startswith(_LOCATOR64):
-        listed = max(listed, int.from_bytes(tail[at - 36 : at - 28], "little"))
+    if tail[at - 20 : at].startswith(_LOCATOR64) and tail[at - 76 : at].startswith(_END64):
+        listed = int.from_bytes(tail[at - 36 : at - 28], "little")  # what zipfile takes then
     if listed > limits.directory_bytes:
         raise UploadRefused(
             f"The zip archive's directory takes {listed:,} bytes, the limit is {limits.directory_bytes:,}: "

@@ -7,14 +7,14 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.domain.errors import RequestInvalid, SignatureMismatch, UploadTooLarge
+from app.domain.errors import AnswerTooLarge, RequestInvalid, SignatureMismatch, UploadTooLarge
 from app.domain.tensors import DType, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -222,6 +222,30 @@ def from_npz(data: bytes, *, limit: int) -> dict[str, Array]:
     except _UNREADABLE_ZIP as error:
         raise RequestInvalid("The body is not a .npz file: write it with numpy.savez.") from error
     return {name: from_npy(name, content) for name, content in unpacked.items()}
+
+
+def npz_size(data: bytes) -> int:
+    """Return how many bytes a `.npz` says it unpacks to; its own length if it is none, which `from_npz` then says."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except _UNREADABLE_ZIP:
+        return len(data)
+
+
+def listed(outputs: Mapping[str, Array], *, limit: int) -> dict[str, object]:
+    """Return outputs as `orjson` writes them, which is done while every other request waits.
+
+    Raises:
+        AnswerTooLarge: they are larger than `limit` bytes as arrays.
+    """
+    size = sum(array.nbytes for array in outputs.values())
+    if size > limit:
+        raise AnswerTooLarge(
+            f"The answer is {size} bytes, too large for JSON, whose limit is {limit}: ask for it with Accept: "
+            "application/x-npz, send fewer rows, or raise OCTET_MAX_JSON_BYTES."
+        )
+    return {name: listable(array) for name, array in outputs.items()}
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:

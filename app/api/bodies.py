@@ -8,7 +8,7 @@ from typing import TypeVar
 import orjson
 from fastapi import Request
 
-from app.api.arrays import Array, from_base64, from_nested, from_npy, from_npz
+from app.api.arrays import Array, from_base64, from_nested, from_npy, from_npz, npz_size
 from app.api.dependencies import RequestLimits
 from app.api.intake import Bound, Held, read_bounded
 from app.domain.errors import RequestInvalid, SignatureMismatch, UnsupportedFormat
@@ -68,13 +68,22 @@ async def read_prediction(request: Request, *, limits: RequestLimits, held: Held
     if kind == NPY:
         return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=len(data)))
     if kind == NPZ:
-        unpacked = limits.max_predict_bytes
-        return Body(parse=_aside(lambda _signature: from_npz(data, limit=unpacked), size_bytes=len(data)))
+        return _npz_body(data, limit=limits.max_predict_bytes, held=held)
     return Body(parse=_aside(lambda _signature: EncodedImage(data=data), size_bytes=0))
 
 
+def _npz_body(data: bytes, *, limit: int, held: Held) -> Body:
+    """A packed body counts for what it unpacks to."""
+    size = min(npz_size(data), limit)
+    held.add(size)
+    return Body(parse=_aside(lambda _signature: from_npz(data, limit=limit), size_bytes=size))
+
+
 async def aside(call: Callable[[], Made], *, size_bytes: int) -> Made:
-    """Work on so many bytes without holding up other requests for long: in a thread, if they are many."""
+    """Work on so many bytes in a thread, if they are many: other requests go on where NumPy or zlib let them.
+
+    JSON does not: it is parsed while all wait, which is why `OCTET_MAX_JSON_BYTES` is small.
+    """
     return await asyncio.to_thread(call) if size_bytes > _LARGE_BYTES else call()
 
 

@@ -13,6 +13,7 @@ from app.domain.errors import StoreUnavailable
 from app.domain.variants import Variant
 
 _KEPT, _FRESH = ".onnx", ".part"
+_LOADED_AFTER_SECONDS = 600  # whoever asked for a copy so long ago has loaded it, and needs the file no more
 _DEAD_AFTER_SECONDS = 600  # nothing has been written for so long: whoever wrote it is gone
 
 
@@ -70,7 +71,7 @@ class ArtifactCache:
         for file, found in sorted(copies, key=lambda copy: copy[1].st_mtime):
             if total <= self._most_bytes:
                 return
-            if file != for_:  # a runner that has loaded the file keeps it, whatever its name becomes
+            if file != for_ and time.time() - found.st_mtime > _LOADED_AFTER_SECONDS:
                 file.unlink(missing_ok=True)
                 total -= found.st_size
 
@@ -93,6 +94,6 @@ def _found(file: Path, *, sha256: str) -> bool:
         with file.open("rb") as stream:
             whole = hashlib.file_digest(stream, "sha256").hexdigest() == sha256
             os.utime(stream.fileno())
-    except FileNotFoundError:
+    except OSError:  # missing, or not ours to read: then it is brought anew
         return False
     return whole

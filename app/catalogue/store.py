@@ -156,7 +156,10 @@ class Store:
 
 def open_store(url: str, *, s3: S3Options | None = None) -> Store:
     """Open `s3://bucket/prefix`, or a folder, which is made if it is missing."""
-    if not url.startswith("s3://"):
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme != "s3":
+        raise StoreUnavailable(f"{url!r} is no store: name a folder, or s3://bucket/prefix (OCTET_STORE_URL).")
+    if not separator:
         return Store(_folder(Path(url).absolute()))
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     chosen: dict[str, str] = {}

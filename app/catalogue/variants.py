@@ -50,7 +50,10 @@ class Variants:
         await self._store.create(f"{folder}/{_report_file(variant)}", to_json(report))
         if await self._store.create(f"{folder}/variant.json", to_json(variant)):
             return variant
-        return await self._published(variant) or variant
+        published = await self._published(variant)
+        if published is None:
+            raise StoreUnavailable(f"The store refuses and lacks the record of {variant.name!r}: run the job again.")
+        return published
 
     async def publish_numbered(self, variant: Variant, *, artifact: BinaryIO, report: Report) -> Variant:
         """Publish under the variant's name, or with `-2`, `-3`, … behind it when that is taken."""

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.supervision import lives
+
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 JOB_SECONDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -85,7 +87,7 @@ class Instruments:
         folder = os.environ.get(FOLDER_VARIABLE)
         for file in Path(folder).glob("gauge_live*_*.db") if folder else ():
             owner = file.stem.rpartition("_")[2]
-            if owner.isdigit() and not _lives(int(owner)):
+            if owner.isdigit() and not lives(int(owner)):
                 mark_process_dead(owner, folder)  # type: ignore[no-untyped-call]
 
     def exposition(self) -> bytes:
@@ -112,13 +114,3 @@ class _Others(Collector):
     def collect(self) -> Iterable[object]:  # type: ignore[override]
         for other in self._others:
             yield from other.collect()
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True

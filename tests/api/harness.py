@@ -95,7 +95,7 @@ def running_api(folder: Path, *, redis_url: str, **settings: Any) -> Iterator[Ap
         api.port = listener.getsockname()[1]
         with (
             _served(api.app, listener),
-            httpx.Client(base_url=f"http://127.0.0.1:{api.port}", timeout=SECONDS) as client,
+            httpx.Client(base_url=f"http://127.0.0.1:{api.port}", timeout=SECONDS, trust_env=False) as client,
         ):
             api.client = client
             yield api

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.api.http_protocol import MOST_HEADER_BYTES
-from tests.running import STOP_SECONDS, Redis, free_port, wait_until
+from tests.running import STOP_SECONDS, Redis, clean_environment, free_port, wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,12 @@ class Gateway:
     temporary: Path
     log: Path
 
+    def upload_model(self, name: str) -> str:
+        """Upload a model; return the job that would import it if there were a worker."""
+        answer = httpx.post(f"{self.url}/v1/models", params={"name": name}, content=b"1", trust_env=False)
+        assert answer.status_code == 201
+        return str(answer.json()["import_job"])
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(STOP_SECONDS)
@@ -35,7 +41,6 @@ class Gateway:
 def running_gateway(folder: Path, redis: Redis, *, processes: int = 1) -> Iterator[Gateway]:
     port, temporary, log = free_port(), folder / "tmp", folder / "gateway.log"
     temporary.mkdir()
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("OCTET_", "PROMETHEUS_"))}
     settings = {
         "OCTET_DATA_DIR": str(folder / "data"),
         "OCTET_PORT": str(port),
@@ -45,19 +50,20 @@ def running_gateway(folder: Path, redis: Redis, *, processes: int = 1) -> Iterat
     }
     with log.open("wb") as errors:
         command = [sys.executable, "-m", "app.launcher", "gateway"]
-        process = subprocess.Popen(command, env=own | settings, stderr=errors)
+        process = subprocess.Popen(command, env=clean_environment() | settings, stderr=errors, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: _answers(url), seconds=60, what=f"the gateway answers: {log}")
         yield Gateway(url=url, process=process, data_dir=folder / "data", temporary=temporary, log=log)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # it was stopped, and nothing of it is left
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/livez").is_success
+        return httpx.get(f"{url}/livez", trust_env=False).is_success
     except httpx.TransportError:
         return False
 
@@ -72,16 +78,15 @@ def test_a_stopped_gateway_leaves_no_temporary_files(redis: Redis, tmp_path: Pat
 
 def test_what_a_gateway_keeps_is_its_users_alone(redis: Redis, tmp_path: Path) -> None:
     with running_gateway(tmp_path, redis) as gateway:
-        upload = httpx.post(f"{gateway.url}/v1/models", params={"name": "private"}, content=b"1")
-        assert upload.status_code == 201
+        gateway.upload_model("private")
         kept = [path for path in gateway.data_dir.rglob("*") if path.stat().st_mode & 0o077]
         assert kept == []
 
 
 def test_a_gateway_that_is_stopped_ends_its_streams_itself(redis: Redis, tmp_path: Path) -> None:
     with running_gateway(tmp_path, redis) as gateway:
-        job = httpx.post(f"{gateway.url}/v1/models", params={"name": "net"}, content=b"1").json()["import_job"]
-        with httpx.stream("GET", f"{gateway.url}/v1/jobs/{job}/events", timeout=30) as events:
+        events_url = f"{gateway.url}/v1/jobs/{gateway.upload_model('net')}/events"
+        with httpx.stream("GET", events_url, timeout=30, trust_env=False) as events:
             pieces = events.iter_bytes()
             assert b"event: job" in next(pieces)
             gateway.process.send_signal(signal.SIGTERM)
@@ -93,5 +98,6 @@ def test_a_gateway_that_is_stopped_ends_its_streams_itself(redis: Redis, tmp_pat
 
 def test_a_gateway_bounds_the_headers_it_reads(redis: Redis, tmp_path: Path) -> None:
     with running_gateway(tmp_path, redis) as gateway:
-        answer = httpx.get(f"{gateway.url}/livez", headers={"A": "b" * (MOST_HEADER_BYTES + 1)})
+        headers = {"A": "b" * (MOST_HEADER_BYTES + 1)}
+        answer = httpx.get(f"{gateway.url}/livez", headers=headers, trust_env=False)
         assert answer.status_code == 431

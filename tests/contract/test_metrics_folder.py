@@ -1,11 +1,12 @@
 """The folder in which the processes of one machine share their metrics, with real processes."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from tests.running import clean_environment
 
 _HOLDS_TWO_VARIANTS = """
 from app.telemetry.instruments import Instruments
@@ -24,7 +25,7 @@ print(instruments.exposition().decode())
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    return clean_environment() | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
 
 
 @contextmanager
@@ -58,12 +59,12 @@ def test_what_a_killed_process_held_is_no_longer_counted_and_what_it_did_is(tmp_
 def test_a_gateway_begins_with_an_empty_folder_and_leaves_other_files_be(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()
-    for name in ("counter_7.db", "gauge_livesum_7.db", "histogram_7.db", "mine.db"):
+    for name in ("counter_4000000.db", "gauge_livesum_4000000.db", "histogram_4000000.db", "mine.db"):
         (folder / name).write_bytes(b"")
     (tmp_path / "no-folder").write_bytes(b"")
     broken_store = {"OCTET_STORE_URL": str(tmp_path / "no-folder"), "OCTET_METRICS_DIR": str(folder)}
     command = [sys.executable, "-m", "app.launcher", "gateway"]
-    known = os.environ | broken_store | {"OCTET_REDIS_URL": "redis://127.0.0.1:9"}
+    known = clean_environment() | broken_store | {"OCTET_REDIS_URL": "redis://127.0.0.1:9"}
     done = subprocess.run(command, env=known, capture_output=True, text=True, check=False, timeout=60)
     assert [file.name for file in folder.iterdir()] == ["mine.db"]
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -1,8 +1,6 @@
 """Prometheus' configuration, alerts and the dashboard: checked by the real promtool, and against docs/metrics.md."""
 
-import os
 import re
-import shutil
 import subprocess
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import yaml
 
 from tests.contract.dashboard import PanelQuery, panel_queries, panels
+from tests.needs import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -21,13 +20,7 @@ DASHBOARD = GRAFANA / "dashboards" / "octet.json"
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    path = shutil.which("promtool")
-    if path is None:
-        reason = "promtool is not installed: it comes with Debian's package `prometheus`."
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
+    return installed("promtool", package="prometheus")
 
 
 def run(*command: str | Path) -> None:

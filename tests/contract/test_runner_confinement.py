@@ -12,13 +12,20 @@ from onnx import TensorProto, helper
 from app.domain.errors import AnswerTooLarge, OctetError, RunnerCrashed
 from app.serving.terms import PoolLimits
 from tests.graphs import INPUT, conv_classifier, rows
+from tests.needs import absent
 from tests.serving import Watch, pid_of, serving, variant_of
 from workers.confinement import missing_protections
 
 pytestmark = pytest.mark.anyio
 
 SECRET = b"correct-horse-battery-staple-000"
-confined = pytest.mark.skipif(bool(missing_protections()), reason=f"the kernel lacks {missing_protections()}")
+confined = pytest.mark.usefixtures("protections")
+
+
+@pytest.fixture(scope="module")
+def protections() -> None:
+    if missing := missing_protections():
+        absent(f"a kernel with {' and '.join(missing)}")
 
 
 @pytest.fixture

@@ -23,10 +23,9 @@ from app.domain.recipes import PtqStatic
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from tests.contract import hostile
+from tests.needs import absent
 from workers.sandbox import Limits, missing_protections, output_path, run_stage
 from workers.stages import ConvertSpec, Form, RowSource, TransformResult, TransformSpec, WeighResult, WeighSpec
-
-pytestmark = pytest.mark.skipif(bool(missing_protections()), reason=f"the kernel lacks {missing_protections()}")
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - planted, to be looked for
 LIMITS = Limits(memory_bytes=2 * 2**30, scratch_bytes=256 * 2**20, seconds=120)
@@ -53,6 +52,12 @@ def _failure(scratch: Path, source: str, *, limits: Limits = LIMITS) -> JobFailu
     with pytest.raises(JobFailure) as raised:
         asyncio.run(_attack(scratch, source, limits=limits))
     return raised.value
+
+
+@pytest.fixture(scope="module", autouse=True)
+def protections() -> None:
+    if missing := missing_protections():
+        absent(f"a kernel with {' and '.join(missing)}")
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def attempts(outside: Path, listener: socket.socket) -> dict[str, Any]:
     """What became of every attack, as the attacking code itself wrote it down."""
     if platform.machine() != "x86_64":
-        pytest.skip("the attacks use the numbers of x86-64's system calls")
+        absent("x86-64, the numbers of whose system calls the attacks use")
     names = {
         "OUTSIDE": str(outside),
         "VICTIM": str(outside / "victim"),

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,8 @@ from app.domain.jobs import JobState
 from app.domain.recipes import PtqStatic
 from tests import graphs
 from tests.e2e.conftest import SIDE, Prepared, prepare, save_classifier
-from tests.running import START_SECONDS, Service, running_service, wait_until
+from tests.needs import installed, need_root
+from tests.running import START_SECONDS, Service, clean_environment, running_service, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,12 @@ def test_two_uploads_of_one_name_at_once_become_two_versions(octet: Octet, tmp_p
     assert {octet.wait_model(f"{name}:{version}").state for version in versions} == {"ready"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a small disk: needs root")
 def test_a_disk_that_fills_up_during_an_upload_leaves_nothing_behind(tmp_path: Path) -> None:
+    need_root()
     store = tmp_path / "small"
     store.mkdir()
     mount = f'mount -t tmpfs -o size=24m tmpfs {store} && exec "$@"'
-    prefix = ("unshare", "--mount", "sh", "-c", mount, "sh")
+    prefix = (installed("unshare", package="util-linux"), "--mount", "sh", "-c", mount, "sh")
     with (
         running_service(tmp_path, prefix=prefix, settings={"OCTET_STORE_URL": str(store)}) as small,
         Octet(small.url) as client,
@@ -207,7 +207,7 @@ def test_an_octet_that_is_killed_leaves_no_process_behind_and_keeps_its_models(t
 
 
 def test_a_second_octet_on_the_same_data_is_refused(own: Service) -> None:
-    environment = os.environ | {"OCTET_DATA_DIR": str(own.data_dir), "OCTET_PORT": "0"}
+    environment = clean_environment() | {"OCTET_DATA_DIR": str(own.data_dir), "OCTET_PORT": "0"}
     second = subprocess.run(
         [sys.executable, "-m", "app.launcher", "serve"],
         env=environment,

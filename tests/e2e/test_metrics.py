@@ -1,8 +1,6 @@
 """Debian's Prometheus scrapes a running Octet under load, and every panel of the dashboard has data."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -11,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 import pytest
@@ -19,6 +16,7 @@ import pytest
 from app.client import Octet
 from tests.contract.dashboard import panel_queries
 from tests.e2e.conftest import Prepared, prepare
+from tests.needs import installed
 from tests.running import Service, free_port, running_service, wait_until
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards" / "octet.json"
@@ -71,7 +69,7 @@ def counted(client: Octet, model: str) -> float:
 @contextmanager
 def running_prometheus(url: str, folder: Path) -> Iterator[str]:
     """Run Prometheus with Octet as its only target; yield its URL."""
-    program = shutil.which("prometheus") or absent("Debian's package prometheus")
+    program = installed("prometheus", package="prometheus")
     target, port = urllib.parse.urlsplit(url).netloc, free_port()
     scrape = {"job_name": "octet-gateway", "static_configs": [{"targets": [target]}]}
     config = folder / "prometheus.yml"
@@ -113,13 +111,6 @@ def load(own: Service, prepared: Prepared) -> Iterator[None]:
         stop.set()
         for caller in callers:
             caller.join()
-
-
-def absent(needed: str) -> NoReturn:
-    """Skip with the reason; in continuous integration, where everything is installed, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{needed} is missing")
-    pytest.skip(f"needs {needed}")
 
 
 def has_data(prometheus: str, query: str) -> bool:

@@ -1,13 +1,14 @@
 """Predictions: JSON, NumPy's files or an image in; JSON or NumPy's files out."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.api import examples
-from app.api.arrays import listable, to_npy, to_npz
+from app.api.arrays import listed, to_npy, to_npz
 from app.api.bodies import IMAGES, NPY, NPZ, read_prediction
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, json_body
@@ -65,7 +66,8 @@ async def _predict(
         body = await read_prediction(request, limits=services.limits, held=held)
         reference = reference_of(_one("model", model, body.model), _one("variant", variant, body.variant))
         made = await predict(services, resolver, reference, parse=body.parse, began=began)
-    return _answer(made, accept=request.headers.get("accept", ""))
+    accept = request.headers.get("accept", "")
+    return _answer(made, accept=accept, most_json_bytes=services.limits.max_json_bytes)
 
 
 def _one(what: str, address: str | None, body: str | None) -> str | None:
@@ -75,7 +77,7 @@ def _one(what: str, address: str | None, body: str | None) -> str | None:
     return body if address is None else address
 
 
-def _answer(made: Prediction, *, accept: str) -> Response:
+def _answer(made: Prediction, *, accept: str, most_json_bytes: int) -> Response:
     headers = {
         "Octet-Model": made.variant.model,
         "Octet-Version": str(made.variant.version),
@@ -87,17 +89,18 @@ def _answer(made: Prediction, *, accept: str) -> Response:
         return Response(to_npy(next(iter(made.outputs.values()))), media_type=NPY, headers=headers)
     if NPZ in accept:
         return Response(to_npz(made.outputs), media_type=NPZ, headers=headers)
-    body = orjson.dumps(_members(made), option=orjson.OPT_SERIALIZE_NUMPY)
+    data = listed(made.outputs, limit=most_json_bytes)
+    body = orjson.dumps(_members(made, data), option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _members(made: Prediction) -> dict[str, Any]:
+def _members(made: Prediction, data: Mapping[str, object]) -> dict[str, Any]:
     return {
         "model": made.variant.model,
         "version": made.variant.version,
         "variant": made.variant.name,
         "outputs": {
-            name: {"dtype": array.dtype.name, "shape": list(array.shape), "data": listable(array)}
+            name: {"dtype": array.dtype.name, "shape": list(array.shape), "data": data[name]}
             for name, array in made.outputs.items()
         },
         "queue_ms": round(made.queue_seconds * 1000, 3),

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app import __version__
 from app.api import examples
-from app.api.arrays import Array, count_elements, from_nested, listable
+from app.api.arrays import Array, count_elements, from_nested, listed
 from app.api.bodies import aside, read_json, read_json_text
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, inlined, json_body
@@ -162,7 +162,8 @@ async def _infer(request: Request, services: Services, resolver: Resolver, refer
             return await aside(lambda: _inputs(asked, signature), size_bytes=len(text))
 
         made = await predict(services, resolver, reference, parse=parse, began=began)
-    body = orjson.dumps(_answer(asked, made), option=orjson.OPT_SERIALIZE_NUMPY)
+    answer = _answer(asked, made, limit=services.limits.max_json_bytes)
+    body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")
 
 
@@ -201,15 +202,16 @@ def _array(tensor: InferInput, spec: TensorSpec) -> Array:
     return array.reshape(shape)
 
 
-def _answer(asked: InferRequest, made: Prediction) -> dict[str, Any]:
+def _answer(asked: InferRequest, made: Prediction, *, limit: int) -> dict[str, Any]:
     wanted = [output.name for output in asked.outputs] if asked.outputs else list(made.outputs)
+    data = listed({name: made.outputs[name].reshape(-1) for name in wanted}, limit=limit)
     datatypes = {spec.name: PROTOCOL_NAMES[spec.dtype] for spec in made.variant.signature.outputs}
     outputs = [
         {
             "name": name,
             "datatype": datatypes[name],
             "shape": list(made.outputs[name].shape),
-            "data": listable(made.outputs[name].reshape(-1)),
+            "data": data[name],
         }
         for name in wanted
     ]
