@@ -2,7 +2,7 @@
 
     python -m benchmarks.main_job [--json FILE]
 
-Digits (real data) and a network of ResNet-18's shape (random weights) go through an Octet of their own, over HTTP.
+Digits (real data) and a model of ResNet-18's shape (random weights) go through an Octet of their own, over HTTP.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Files = tuple[Path, Path, Path]
 
 
 def write_digits(folder: Path) -> Files:
-    """Train the demo's network."""
+    """Train the demo's model."""
     digits.main(folder)
     return folder / "digits.pt2", folder / "calibration.npz", folder / "evaluation.npz"
 
