@@ -17,7 +17,16 @@ from workers.lifeline import die_with
 LOSE = "workers.bootstrap.lose_job"
 
 _DEQUEUE_SECONDS = 5
+_UPKEEP_SECONDS = 10
 _RQ_MARGIN_SECONDS = 15  # rq waits for a job worker_ttl minus this long
+
+
+class _WatchedQueue(Queue):
+    """The queue, with a lock on its upkeep that a killed worker does not hold for a quarter of an hour."""
+
+    def acquire_maintenance_lock(self) -> bool:
+        """Return whether this worker may look for lost jobs now."""
+        return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=_UPKEEP_SECONDS))
 
 
 class JobWorker(Worker):
@@ -32,7 +41,7 @@ class JobWorker(Worker):
         self._lost_after_seconds = lost_after_seconds
         self._on_attempt = on_attempt
         super().__init__(
-            [Queue(QUEUE, connection=redis, serializer=JSONSerializer)],
+            [_WatchedQueue(QUEUE, connection=redis, serializer=JSONSerializer)],
             connection=redis,
             serializer=JSONSerializer,
             exception_handlers=[self._abandoned],
@@ -48,7 +57,7 @@ class JobWorker(Worker):
 
     def main_work_horse(self, job: QueuedJob, queue: Queue) -> None:
         """Run one job in the fork, which must not outlive the worker."""
-        die_with(os.getppid())
+        die_with(self.pid or os.getppid())
         super().main_work_horse(job, queue)
 
     def execute_job(self, job: QueuedJob, queue: Queue) -> None:

@@ -12,6 +12,9 @@ from app.domain.errors import OctetError
 
 T = TypeVar("T")
 
+# Made once for each kind: making one takes milliseconds, and can swallow a Ctrl-C that comes in between.
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
 
 class Request(TypedDict, total=False):
     """What httpx takes to make a request, as far as Octet's routes need it."""
@@ -31,13 +34,16 @@ def read_as(kind: type[T], body: bytes) -> T:
     Raises:
         OctetError: the answer has another form, as that of another version of Octet may.
     """
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_json(body)
+        made: T = _adapters[kind].validate_json(body)
     except ValidationError as error:
         raise OctetError(
             f"The answer is not the {getattr(kind, '__name__', kind)} that this client knows "
             f"({error.error_count()} differences): use a client of the service's version."
         ) from error
+    return made
 
 
 class Transport:
