@@ -1,12 +1,15 @@
 """Fixtures that many tests share: an embedded Redis, and a whole Octet as a user starts it."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.running import Redis, Service, running_redis, running_service
 
+# A shell without job control starts background programs deaf to Ctrl-C, and so would be what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 
 
