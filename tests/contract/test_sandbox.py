@@ -26,6 +26,7 @@ from tests.contract import hostile
 from tests.needs import absent
 from workers.sandbox import Limits, missing_protections, output_path, run_stage
 from workers.stages import ConvertSpec, Form, RowSource, TransformResult, TransformSpec, WeighResult, WeighSpec
+from workers.trees import remove_tree
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - planted, to be looked for
 LIMITS = Limits(memory_bytes=2 * 2**30, scratch_bytes=256 * 2**20, seconds=120)
@@ -61,10 +62,11 @@ def protections() -> None:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
+def scratch(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "scratch"
     folder.mkdir()
-    return folder
+    yield folder
+    remove_tree(folder)  # pytest's own cleaning up recurses, and breaks on what some of these stages leave
 
 
 @pytest.fixture(scope="module")
