@@ -9,7 +9,6 @@ import fcntl
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -23,10 +22,9 @@ from pathlib import Path
 from app.catalogue.store import open_store
 from app.domain.errors import OctetError
 from app.settings import Settings, SettingsInvalid, read_settings
-from app.supervision import Program, kept_running, lives
+from app.supervision import Program, kept_running
+from app.telemetry.folder import FOLDER_VARIABLE, METRICS_FILE, lives
 
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_METRICS_FILE = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_(?P<process>\d+)\.db")
 _GATEWAY_GRACE_SECONDS = 15
 _WORKER_GRACE_SECONDS = 10
 _REDIS_GRACE_SECONDS = 10
@@ -93,14 +91,14 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
 
     One process needs none, and could not remove it: uvicorn ends a single process with the signal that stopped it.
     """
-    if _METRICS_VARIABLE in os.environ:  # the folder of whoever started us, and not ours to empty
+    if FOLDER_VARIABLE in os.environ:  # the folder of whoever started us, and not ours to empty
         yield
     elif settings.metrics_dir is not None:
-        os.environ[_METRICS_VARIABLE] = str(_emptied(settings.metrics_dir))
+        os.environ[FOLDER_VARIABLE] = str(_emptied(settings.metrics_dir))
         yield
     elif settings.gateway_processes > 1:
         with tempfile.TemporaryDirectory(prefix="octet-metrics-") as folder:
-            os.environ[_METRICS_VARIABLE] = folder
+            os.environ[FOLDER_VARIABLE] = folder
             yield
     else:
         yield
@@ -181,7 +179,7 @@ async def _environment(settings: Settings, stack: AsyncExitStack, *, port: int) 
         "OCTET_DATA_DIR": str(settings.data_dir.absolute()),
         "OCTET_REDIS_URL": redis_url,
         "OCTET_METRICS_DIR": str(metrics),
-        _METRICS_VARIABLE: str(metrics),
+        FOLDER_VARIABLE: str(metrics),
         "OCTET_PORT": str(port),
     }
 
@@ -193,7 +191,7 @@ def _emptied(folder: Path) -> Path:
     except OSError as error:
         raise LaunchFailed(f"{folder} cannot be made ({error.strerror}): take another OCTET_METRICS_DIR.") from error
     for file in folder.iterdir():
-        match = _METRICS_FILE.fullmatch(file.name)
+        match = METRICS_FILE.fullmatch(file.name)
         if match and not lives(int(match["process"])):  # another Octet may use the folder too
             file.unlink()
     return folder.absolute()

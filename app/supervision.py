@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -102,14 +101,3 @@ def _dies_with_us(number: signal.Signals) -> Callable[[], None]:
         prctl(set_death_signal, number)
 
     return before_exec
-
-
-def lives(process: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True

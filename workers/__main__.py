@@ -6,6 +6,7 @@ import sys
 from redis.exceptions import RedisError
 
 from app.settings import SettingsInvalid, read_settings
+from app.telemetry.folder import FOLDER_VARIABLE
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
         sys.stderr.write(f"octet: {error}\n")
         return 2
     if settings.metrics_dir is not None:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
+        os.environ[FOLDER_VARIABLE] = str(settings.metrics_dir)
     from workers.bootstrap import work  # noqa: PLC0415 - whatever it imports must see the variable above
 
     try:

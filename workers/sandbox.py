@@ -149,10 +149,7 @@ def _prepare(folder: Path) -> Path:
             remove_tree(left)
         else:
             left.unlink(missing_ok=True)
-    # The engine's makers ask by a file whether they may send usage data: 0 means no.
-    consent = scratch / "tmp" / "home" / "intel" / "openvino_telemetry"
-    consent.parent.mkdir(parents=True)
-    consent.write_text("0")
+    (scratch / "tmp" / "home").mkdir(parents=True)
     return scratch
 
 
@@ -172,8 +169,6 @@ def _environment(scratch: Path, *, allow_unsandboxed: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        "NNCF_CI": "1",  # NNCF puts a stub in place of its usage reports
-        "CI": "true",  # and openvino_telemetry sends nothing from a CI job
         ALLOW_UNSANDBOXED: "1" if allow_unsandboxed else "0",
     }
 
