@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from app.domain.datasets import ArraySpec, DatasetFormat
+from app.domain.evidence import Finding, Histogram, Invariance, LayerSensitivity, MetricScore, Receipt
 from app.domain.models import ModelFormat
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.recipes import Recipe
+from app.domain.recipes import Single
 from app.domain.reports import Accuracy, ConversionCheck, Environment, Fidelity, Kernels, Latency, Memory
 from app.domain.tensors import Signature
 from app.domain.variants import Execution
@@ -118,22 +119,50 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformSpec:
-    """Make the variant's graph, `out/variant.onnx`, from the float32 artifact. Cast needs no calibration."""
+    """Make the variant's graph, `out/variant.onnx`, from the float32 artifact, or from the upload itself.
+
+    Attributes:
+        calibration: None where the recipe needs none.
+        upload: path of the `.pt2`, for toolchains that start from it; reading it may execute what was uploaded, so
+            the `accept` stage has to follow.
+    """
 
     artifact: str
     signature: Signature
-    recipe: Recipe
+    recipe: Single
     calibration: RowSource | None
+    upload: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformResult:
+    """
+    Attributes:
+        notes: sentences for the report: what the recipe asked for and the graph had no place for.
+    """
+
     artifact: Literal["out/variant.onnx"]
     execution: Execution
     libraries: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_libraries(self.libraries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptSpec:
+    """Check, in a process that has run nothing uploaded, an artifact made by one that may have."""
+
+    artifact: str
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptResult:
+    """The artifact is plain standard ONNX in one file, with the signature's inputs and outputs."""
+
+    artifact: Literal["out/variant.onnx"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +190,29 @@ class ScoreSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One evaluation row whose answer changed, as the model saw it.
+
+    Attributes:
+        pixels: `height * width * 3` values of 0 to 255, row by row; at most 64 by 64 of them.
+    """
+
+    row: int
+    width: int
+    height: int
+    pixels: tuple[int, ...]
+    label: str | None
+    float32: str
+    variant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreResult:
     accuracy: Accuracy | None
     fidelity: dict[str, Fidelity]
+    metrics: tuple[MetricScore, ...] = ()
+    invariance: Invariance | None = None
+    gallery: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +227,15 @@ class TimeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeResult:
+    """
+    Attributes:
+        receipt: of the last form beside the first; None for one form alone.
+    """
+
     latency: dict[str, Latency]
     kernels: dict[str, Kernels]
     environment: Environment
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +249,53 @@ class WeighSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighResult:
     memory: Memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenseSpec:
+    """Quantize one layer at a time, as the variant does it, and compare the outputs with float32's.
+
+    Attributes:
+        variant: a QDQ graph that quantizes every layer in question.
+        metric: what `drop` is read in; None measures SQNR alone.
+        costs: by layer, what keeping it in float costs, microseconds.
+        seconds: after which the layers not yet tried are left out.
+    """
+
+    float32: str
+    variant: str
+    signature: Signature
+    rows: RowSource
+    metric: str | None
+    costs: dict[str, float]
+    seconds: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenseResult:
+    layers: tuple[LayerSensitivity, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSpec:
+    """Look for what makes the numbers doubtful: in the rows, in the preprocessing, in the layers' values.
+
+    Attributes:
+        variant: None looks at the rows alone.
+    """
+
+    float32: str
+    variant: str | None
+    signature: Signature
+    calibration: RowSource | None
+    evaluation: RowSource
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    findings: tuple[Finding, ...]
+    histograms: tuple[Histogram, ...]
 
 
 def _check_libraries(libraries: dict[str, str]) -> None:
@@ -215,6 +317,9 @@ STAGES: dict[str, Stage] = {
     "verify": Stage(function="workers.measure.conversion:verify", spec=VerifySpec, result=VerifyResult),
     "describe": Stage(function="workers.data.describe:describe", spec=DescribeSpec, result=DescribeResult),
     "transform": Stage(function="workers.toolchains:transform", spec=TransformSpec, result=TransformResult),
+    "accept": Stage(function="workers.toolchains.finish:accept", spec=AcceptSpec, result=AcceptResult),
+    "sense": Stage(function="workers.measure.sensitivity:sense", spec=SenseSpec, result=SenseResult),
+    "check": Stage(function="workers.measure.checks:check", spec=CheckSpec, result=CheckResult),
     "score": Stage(function="workers.measure.score:score", spec=ScoreSpec, result=ScoreResult),
     "time": Stage(function="workers.measure.timing:measure", spec=TimeSpec, result=TimeResult),
     "weigh": Stage(function="workers.measure.memory:weigh", spec=WeighSpec, result=WeighResult),

@@ -13,7 +13,7 @@ from app.domain.fit import check_fit
 from app.domain.jobs import Job, JobKind
 from app.domain.models import ModelManifest, ReadyState
 from app.domain.names import check_name
-from app.domain.recipes import Cast, Recipe
+from app.domain.recipes import Recipe
 from app.domain.variants import FLOAT32
 
 
@@ -110,9 +110,11 @@ def check_rows(recipe: Recipe, *, calibration: bool, evaluation: bool) -> None:
     Raises:
         RecipeInvalid: it does not.
     """
-    if isinstance(recipe, Cast) and not (calibration or evaluation):
-        raise RecipeInvalid("A cast needs rows to be measured on: send a calibration or an evaluation dataset.")
-    if not isinstance(recipe, Cast) and not calibration:
+    if not (calibration or evaluation):
+        raise RecipeInvalid(
+            f"A variant made by {recipe.technique} is measured on rows: send a calibration or an evaluation dataset."
+        )
+    if recipe.needs_calibration and not calibration:
         raise RecipeInvalid(f"The technique {recipe.technique} needs a calibration dataset: send one.")
 
 

@@ -41,6 +41,9 @@ OctetError
     ├── ConversionMismatch      the float32 artifact does not answer like the original
     ├── ToolchainFailed
     ├── NoInt8Kernels           the engine runs no int8 kernel for the variant
+    ├── SilentFallback          the engine runs in float what the variant's graph quantizes
+    ├── BudgetMissed            no artifact keeps the budget, not even in float
+    ├── DoesNotFit              the forecast says the job needs more than the worker has
     ├── LargerThanFloat         the variant is larger than its float32 parent
     ├── PrecisionUnavailable    this CPU cannot run what the recipe asks for
     ├── OutOfMemory
@@ -227,6 +230,18 @@ class ToolchainFailed(JobFailure):
 
 class NoInt8Kernels(JobFailure):
     code = "no_int8_kernels"
+
+
+class SilentFallback(JobFailure):
+    code = "silent_fallback"
+
+
+class BudgetMissed(JobFailure):
+    code = "budget_missed"
+
+
+class DoesNotFit(JobFailure):
+    code = "does_not_fit"
 
 
 class LargerThanFloat(JobFailure):

@@ -4,7 +4,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, TypeVar
 
-from app.domain.recipes import Recipe
+from app.domain.evidence import (
+    DataUse,
+    Diagnosis,
+    Finding,
+    FlippedImage,
+    Histogram,
+    Invariance,
+    LayerSensitivity,
+    MetricScore,
+    Receipt,
+    Verdict,
+)
+from app.domain.recipes import Single
+from app.domain.search import Search
+from app.domain.variants import Execution
 
 Value = TypeVar("Value")
 
@@ -99,6 +113,7 @@ class Latency:
 
     Attributes:
         speedup: float32's p50 over this one's p50.
+        quantiles_ms: the distribution: quantiles 0, 5, …, 100 %; empty in older reports.
         rows_per_second: throughput at `batch_size` rows per call.
     """
 
@@ -109,6 +124,7 @@ class Latency:
     runs: int
     rows_per_second: float
     batch_size: int
+    quantiles_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +151,7 @@ class Layer:
         precision: the element type it computed in, as the engine reports it: `u8`, `i8`, `bf16`, `f32`, …
         implementation: the engine's kernel name, such as `brgconv_avx512_i8`.
         microseconds: mean measured time per run at batch 1.
+        nodes: names of the graph's nodes that the engine fused into it, as the engine reports them.
     """
 
     name: str
@@ -142,6 +159,7 @@ class Layer:
     precision: str
     implementation: str
     microseconds: float
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,23 +192,6 @@ class ConversionCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataUse:
-    """Which rows were used, and how.
-
-    Attributes:
-        dataset: `name:version`.
-        source: `given`: the dataset named for this purpose; `held_out`: rows that calibration left over.
-        sha256: of the row numbers, ascending, as decimal text joined by commas.
-    """
-
-    dataset: str
-    rows: int
-    source: Literal["given", "held_out"]
-    seed: int | None
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Where it was measured."""
 
@@ -216,8 +217,14 @@ class Report:
     """All that was measured about one variant. Maps are keyed by form: `float32`, `bfloat16`, the variant's name.
 
     Attributes:
-        accuracy: None without labels; `notes` then says so.
+        execution: how the engine runs the artifact; None in older reports.
+        accuracy: None without class labels; `notes` then says so.
         conversion: only for `float32`.
+        metrics: every metric that the rows and outputs allow; fidelity among them.
+        verdict: only where a budget was set.
+        receipt: the layers, float32 beside the variant.
+        findings: of the calibration check.
+        search: only for `auto`.
         notes: sentences for the reader: what could not be measured, and why.
     """
 
@@ -225,7 +232,7 @@ class Report:
     version: int
     variant: str
     artifact_sha256: str
-    recipe: Recipe | None
+    recipe: Single | None
     size: Size
     calibration: DataUse | None
     evaluation: DataUse | None
@@ -238,7 +245,18 @@ class Report:
     environment: Environment
     notes: tuple[str, ...]
     created_at: datetime
-    schema_version: Literal[1] = 1
+    execution: Execution | None = None
+    metrics: tuple[MetricScore, ...] = ()
+    verdict: Verdict | None = None
+    receipt: Receipt | None = None
+    findings: tuple[Finding, ...] = ()
+    diagnosis: tuple[Diagnosis, ...] = ()
+    invariance: Invariance | None = None
+    histograms: tuple[Histogram, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    gallery: tuple[FlippedImage, ...] = ()
+    search: Search | None = None
+    schema_version: Literal[1, 2] = 2
 
     def renamed(self, variant: str) -> "Report":
         """Return the same report for the name that the variant was published under."""
@@ -254,4 +272,5 @@ class Report:
             latency=keys(self.latency),
             memory=keys(self.memory),
             kernels=keys(self.kernels),
+            metrics=tuple(replace(metric, measured=keys(metric.measured)) for metric in self.metrics),
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from app.domain.recipes import Recipe
+from app.domain.recipes import Single
 from app.domain.tensors import Signature
 
 Engine = Literal["openvino"]
@@ -20,10 +20,13 @@ class Execution:
     Attributes:
         float_precision: what layers that are not quantized compute in. OpenVINO takes bfloat16 on its own where
             the CPU has it; Octet always says which.
+        dynamic_group_size: how many activations share a scale where the engine quantizes them while they pass; 0 for
+            never, which Octet always says too: OpenVINO does it on its own where weights are int8.
     """
 
     engine: Engine = "openvino"
     float_precision: Precision = "float32"
+    dynamic_group_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Variant:
         recipe: None for `float32`, which the import makes.
         signature: the version's, with a symbolic batch axis where the graph has one.
         job: id of the job that made it.
+        max_batch_size: the most rows it may answer at once; 1 where a row's answer depends on its neighbours, None
+            for no limit of its own.
     """
 
     model: str
@@ -57,6 +62,7 @@ class Variant:
     artifact: Artifact
     execution: Execution
     signature: Signature
-    recipe: Recipe | None
+    recipe: Single | None
     job: str
     created_at: datetime
+    max_batch_size: int | None = None

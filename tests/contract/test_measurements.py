@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from app.domain.datasets import DatasetFormat
 from app.domain.errors import DatasetUnfit, PrecisionUnavailable, ToolchainFailed
-from app.domain.recipes import Cast, PtqStatic, Recipe
+from app.domain.recipes import Cast, PtqStatic, Single
 from app.domain.reports import Layer
 from app.domain.runners import Load
 from app.domain.tensors import DType, Signature, TensorSpec
@@ -64,7 +64,7 @@ def answers(path: Path) -> npt.NDArray[np.float32]:
     return found
 
 
-def make(scratch: Path, recipe: Recipe, *, name: str) -> Form:
+def make(scratch: Path, recipe: Single, *, name: str) -> Form:
     spec = TransformSpec(artifact=FLOAT32.artifact, signature=signature(), recipe=recipe, calibration=source())
     result = transform(spec, scratch, quiet)
     (scratch / result.artifact).rename(scratch / f"{name}.onnx")

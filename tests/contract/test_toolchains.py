@@ -16,12 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.domain.datasets import DatasetFormat
 from app.domain.errors import DatasetUnfit, PrecisionUnavailable, ToolchainFailed
-from app.domain.recipes import TECHNIQUES as RECIPES
-from app.domain.recipes import Cast, PtqStatic, Recipe
+from app.domain.recipes import Cast, PtqStatic, Single
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from workers.stages import RowSource, TransformSpec
-from workers.toolchains import TECHNIQUES, transform
+from workers.toolchains import transform
 
 ROWS = 24
 FLOAT = "float32.onnx"
@@ -48,7 +47,7 @@ def scratch(tmp_path: Path) -> Path:
 
 
 def make(
-    scratch: Path, recipe: Recipe, *, rows: int = ROWS, batch: int | None = None, steps: Steps | None = None
+    scratch: Path, recipe: Single, *, rows: int = ROWS, batch: int | None = None, steps: Steps | None = None
 ) -> onnx.ModelProto:
     source = RowSource(path="cal.npz", format=DatasetFormat.NPZ, rows=tuple(range(rows)), preprocessing=None)
     spec = TransformSpec(artifact=FLOAT, signature=signature(batch=batch), recipe=recipe, calibration=source)
@@ -79,12 +78,8 @@ def answers(path: Path, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     return found
 
 
-def test_every_technique_of_the_domain_has_a_handler() -> None:
-    assert set(TECHNIQUES) == set(RECIPES)
-
-
 @pytest.mark.parametrize("recipe", EVERY_RECIPE)
-def test_a_variant_is_smaller_runs_in_another_engine_and_takes_any_batch(recipe: Recipe, scratch: Path) -> None:
+def test_a_variant_is_smaller_runs_in_another_engine_and_takes_any_batch(recipe: Single, scratch: Path) -> None:
     made = make(scratch, recipe)
     variant = scratch / "out/variant.onnx"
     assert variant.stat().st_size < (scratch / FLOAT).stat().st_size
@@ -96,7 +91,7 @@ def test_a_variant_is_smaller_runs_in_another_engine_and_takes_any_batch(recipe:
 
 
 @pytest.mark.parametrize("recipe", EVERY_RECIPE)
-def test_a_variant_carries_nobody_s_notes(recipe: Recipe, scratch: Path) -> None:
+def test_a_variant_carries_nobody_s_notes(recipe: Single, scratch: Path) -> None:
     noted = graphs.conv_classifier()
     noted.doc_string = noted.graph.node[0].doc_string = "made by somebody"
     noted.metadata_props.add(key="path", value="secret")

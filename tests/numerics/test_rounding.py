@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from app.domain.datasets import DatasetFormat
-from app.domain.recipes import Cast, PtqStatic, Recipe
+from app.domain.recipes import Cast, PtqStatic, Single
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from workers.stages import RowSource, TransformSpec
@@ -30,7 +30,7 @@ def constants(graph: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
 
 
-def make(scratch: Path, recipe: Recipe) -> onnx.ModelProto:
+def make(scratch: Path, recipe: Single) -> onnx.ModelProto:
     onnx.save(graphs.conv_classifier(), scratch / "float32.onnx")
     graphs.save_dataset(scratch / "cal.npz", graphs.rows(8))
     rows = RowSource(path="cal.npz", format=DatasetFormat.NPZ, rows=tuple(range(8)), preprocessing=None)

@@ -11,7 +11,7 @@ from app.domain.errors import RecipeInvalid, RequestInvalid, SignatureMismatch
 from app.domain.fit import check_fit
 from app.domain.models import ModelFormat, ModelManifest, Upload
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.recipes import TECHNIQUES, Cast, PtqStatic, variant_name
+from app.domain.recipes import TECHNIQUES, Cast, PtqStatic
 from app.domain.tensors import DType, Signature, TensorSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_the_layers_that_a_recipe_names_are_bounded(names: tuple[str, ...]) -> N
 
 
 def test_every_technique_names_its_variant() -> None:
-    assert {variant_name(PtqStatic()), variant_name(Cast())} == {"int8", "bfloat16"}
+    assert {PtqStatic().default_name, Cast().default_name} == {"int8", "bfloat16"}
     assert all(recipe().technique == name for name, recipe in TECHNIQUES.items())
 
 

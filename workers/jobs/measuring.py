@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from app.domain.evidence import DataUse
 from app.domain.models import ModelManifest
-from app.domain.reports import ConversionCheck, DataUse, Environment, Kernels, Latency, Memory, Report, Size
+from app.domain.reports import ConversionCheck, Environment, Kernels, Latency, Memory, Report, Size
 from app.domain.tensors import Signature
 from app.domain.variants import FLOAT32, Execution, Variant
 from workers.jobs.bench import Bench

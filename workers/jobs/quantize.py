@@ -8,7 +8,7 @@ from app.domain.errors import LargerThanFloat, NoInt8Kernels, RecipeInvalid
 from app.domain.fit import check_fit
 from app.domain.models import ModelManifest
 from app.domain.names import Reference
-from app.domain.recipes import PtqStatic, Recipe, variant_name
+from app.domain.recipes import Auto, PtqStatic, Single, WeightOnly
 from app.domain.reports import Kernels, Report
 from app.domain.variants import FLOAT32, Variant
 from workers.jobs.bench import Bench, Workshop
@@ -30,7 +30,7 @@ class Order:
     model: ModelManifest
     float32: Variant
     parent: str
-    recipe: Recipe
+    recipe: Single
     calibration: Chosen | None
     evaluation: Chosen
 
@@ -65,7 +65,7 @@ async def find_dataset(reference: str, model: ModelManifest, workshop: Workshop)
 
 async def _look_up(bench: Bench) -> Order:
     job, workshop = bench.job, bench.workshop
-    if job.recipe is None:
+    if job.recipe is None or isinstance(job.recipe, Auto):
         raise RecipeInvalid(f"Job {job.id} has no recipe: send one with the job.")
     model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
     float32 = await workshop.variants.get(model.name, model.version, FLOAT32)
@@ -84,11 +84,11 @@ async def _look_up(bench: Bench) -> Order:
     )
 
 
-async def _calibration(bench: Bench, model: ModelManifest, recipe: Recipe) -> Chosen | None:
-    if not isinstance(recipe, PtqStatic):
+async def _calibration(bench: Bench, model: ModelManifest, recipe: Single) -> Chosen | None:
+    if not recipe.needs_calibration or not isinstance(recipe, (PtqStatic, WeightOnly)):
         return None
     if bench.job.calibration is None:
-        raise RecipeInvalid("ptq_static sets its ranges from rows: name a calibration dataset.")
+        raise RecipeInvalid(f"{recipe.technique} learns from rows: name a calibration dataset.")
     dataset = await find_dataset(bench.job.calibration, model, bench.workshop)
     return choose_calibration(
         dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=bench.job.evaluation is None
@@ -109,7 +109,7 @@ def _variant(bench: Bench, order: Order, made: TransformResult) -> Variant:
     return Variant(
         model=order.model.name,
         version=order.model.version,
-        name=bench.job.variant or variant_name(order.recipe),
+        name=bench.job.variant or order.recipe.default_name,
         artifact=inspect(bench, made.artifact),
         execution=made.execution,
         signature=order.float32.signature,
@@ -144,8 +144,8 @@ def _refuse_larger(variant: Variant, float32: Variant) -> None:
         )
 
 
-def _refuse_without_int8(recipe: Recipe, kernels: Kernels) -> None:
-    if isinstance(recipe, PtqStatic) and kernels.int8_layers == 0:
+def _refuse_without_int8(recipe: Single, kernels: Kernels) -> None:
+    if recipe.expects_int8 and kernels.int8_layers == 0:
         ran = ", ".join(sorted({layer.precision for layer in kernels.layers})) or "nothing"
         raise NoInt8Kernels(
             f"The engine ran none of the {kernels.float_layers} compute layers in int8 (it ran {ran}): "

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import DatasetUnfit
-from app.domain.recipes import PtqStatic
-from app.domain.reports import DataUse, Report
+from app.domain.evidence import DataUse
+from app.domain.recipes import PtqStatic, WeightOnly
+from app.domain.reports import Report
 
 _HELD_OUT_SHARE = 4
 
@@ -60,7 +61,11 @@ def choose_evaluation(dataset: DatasetManifest, *, calibration: Chosen | None, g
 def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
     """Return the rows of a dataset that calibrated the variant a report is about; None if it was another dataset."""
     recipe, use = report.recipe, report.calibration
-    if not isinstance(recipe, PtqStatic) or use is None or use.dataset != f"{dataset.name}:{dataset.version}":
+    if (
+        not isinstance(recipe, (PtqStatic, WeightOnly))
+        or use is None
+        or use.dataset != f"{dataset.name}:{dataset.version}"
+    ):
         return None
     for hold_out in (False, True):  # whichever it was, its rows have the recorded hash
         chosen = choose_calibration(dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=hold_out)

@@ -1,48 +1,36 @@
-"""Techniques: float32 graph in, variant's graph out. One handler each and one line in `TECHNIQUES`.
+"""Techniques: float32 graph in, variant's graph out.
 
-A handler changes the graph; what every variant needs besides - clean, checked, opened by a second engine - is
-`workers.toolchains.finish`.
+A handler, `workers.toolchains.<toolchain>.<technique>.transform`, changes the graph and says how an engine must run it.
+What comes before it, whatever the toolchain - operators raised, nodes named, batch normalizations folded, channels
+equalized - is `workers.toolchains.prepare`; what comes after it - 4-bit grids and learned rounding - is
+`workers.toolchains.octet.rounding`; clean, checked, opened by a second engine is `workers.toolchains.finish`.
 """
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import onnx
 
 from app.domain.errors import ToolchainFailed
-from app.domain.variants import Execution
 from workers.stages import VARIANT_OUTPUT, Progress, TransformResult, TransformSpec
 from workers.toolchains.finish import finish
 from workers.toolchains.graph import load_graph
 from workers.toolchains.libraries import versions
+from workers.toolchains.made import Made
+from workers.toolchains.octet.rounding import learn
+from workers.toolchains.prepare import prepare
 
-Handler = Callable[[onnx.ModelProto, TransformSpec, Path, Progress], onnx.ModelProto]
+Handler = Callable[[onnx.ModelProto, TransformSpec, Path, Progress], Made]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Technique:
-    """One line of the table: where the handler is, how an engine must run what it makes, what it is made with."""
-
-    handler: str
-    execution: Execution
-    libraries: tuple[str, ...]
-
-
-TECHNIQUES: dict[str, Technique] = {
-    "ptq_static": Technique(
-        handler="workers.toolchains.nncf.ptq_static:quantize",
-        execution=Execution(float_precision="float32"),
-        libraries=("nncf", "onnx", "onnxruntime", "numpy"),
-    ),
-    "cast": Technique(
-        handler="workers.toolchains.onnx_cast.bfloat16:cast",
-        execution=Execution(float_precision="bfloat16"),
-        libraries=("onnx", "ml_dtypes", "numpy"),
-    ),
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "nncf": ("nncf", "onnx", "onnxruntime", "numpy"),
+    "ort": ("onnx", "onnxruntime", "numpy"),
+    "torchao": ("torch", "torchao", "onnx", "onnxscript", "numpy"),
+    "octet": ("onnx", "ml_dtypes", "numpy"),
 }
+"""What each toolchain makes artifacts with: its line in every report."""
 
 
 def transform(spec: TransformSpec, scratch: Path, progress: Progress) -> TransformResult:
@@ -53,22 +41,29 @@ def transform(spec: TransformSpec, scratch: Path, progress: Progress) -> Transfo
         PrecisionUnavailable: this CPU cannot run what the recipe asks for.
         DatasetUnfit: a calibration row that the model does not take.
     """
-    technique = TECHNIQUES.get(spec.recipe.technique)
-    if technique is None:
-        raise ToolchainFailed(
-            f"No toolchain here knows the technique {spec.recipe.technique!r}: take one of {', '.join(TECHNIQUES)}."
-        )
-    graph = load_graph(scratch / spec.artifact)
-    made = _handler(technique.handler)(graph, spec, scratch, progress)
+    graph = prepare(load_graph(scratch / spec.artifact), spec.recipe)
+    made = handler(spec)(graph, spec, scratch, progress)
+    made = learn(made, spec, scratch, progress)
     progress(0.95, "checking the variant's graph")
-    finish(made, spec.signature, path=scratch / VARIANT_OUTPUT)
+    finish(made.graph, spec.signature, path=scratch / VARIANT_OUTPUT)
     progress(1.0, "made the variant")
     return TransformResult(
-        artifact=VARIANT_OUTPUT, execution=technique.execution, libraries=versions(technique.libraries)
+        artifact=VARIANT_OUTPUT,
+        execution=made.execution,
+        libraries=versions(LIBRARIES[spec.recipe.toolchain]),
+        notes=made.notes,
     )
 
 
-def _handler(where: str) -> Handler:
-    # imported when needed: one technique's libraries are slow to load and no use to another
-    module, _, name = where.partition(":")
-    return cast(Handler, getattr(importlib.import_module(module), name))
+def handler(spec: TransformSpec) -> Handler:
+    """Return the function that carries out a recipe; its libraries are loaded only now."""
+    where = f"workers.toolchains.{spec.recipe.toolchain}.{spec.recipe.technique}"
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name != where:
+            raise
+        raise ToolchainFailed(
+            f"The toolchain {spec.recipe.toolchain!r} has no technique {spec.recipe.technique!r}: take another."
+        ) from error
+    return cast(Handler, module.transform)

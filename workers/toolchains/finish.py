@@ -9,6 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from app.domain.errors import ToolchainFailed
 from app.domain.tensors import Signature
 from workers import graphs
+from workers.stages import AcceptResult, AcceptSpec, Progress
 
 ONNXRUNTIME_ERRORS = (
     states.Fail,
@@ -42,6 +43,15 @@ def finish(graph: onnx.ModelProto, signature: Signature, *, path: Path) -> None:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except ONNXRUNTIME_ERRORS as error:
         raise ToolchainFailed(f"ONNX Runtime does not open the variant ({error}){_KEEP_FLOAT}") from error
+
+
+def accept(spec: AcceptSpec, scratch: Path, progress: Progress) -> AcceptResult:
+    """Check an artifact that was made in a process which may have run hostile code: read it anew, as if uploaded.
+
+    Raises:
+        ToolchainFailed: it is not plain standard ONNX in one file.
+    """
+    raise NotImplementedError
 
 
 def _check_inputs(graph: onnx.ModelProto, signature: Signature) -> None:

@@ -16,7 +16,10 @@ Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["per_tensor", "per_channel"]
 _PANEL = "Recipe"
 
-Technique = Annotated[Literal["ptq_static", "cast"] | None, typer.Option(rich_help_panel=_PANEL, help="What to do.")]
+Technique = Annotated[
+    Literal["ptq_static", "ptq_dynamic", "weight_only", "cast", "auto"] | None,
+    typer.Option(rich_help_panel=_PANEL, help="What to do."),
+]
 Activations = Annotated[Symmetry | None, typer.Option(rich_help_panel=_PANEL)]
 Weights = Annotated[Symmetry | None, typer.Option(rich_help_panel=_PANEL)]
 ActivationGranularity = Annotated[Granularity | None, typer.Option(rich_help_panel=_PANEL)]

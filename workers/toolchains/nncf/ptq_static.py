@@ -13,8 +13,10 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic
+from app.domain.variants import Execution
 from workers.stages import Progress, TransformSpec
 from workers.toolchains.finish import ONNXRUNTIME_ERRORS
+from workers.toolchains.made import Made
 from workers.toolchains.nncf.calibration import CalibrationRows
 
 _NAMES_SHOWN = 5
@@ -26,7 +28,7 @@ _NNCF_ERRORS = tuple(
 _ERRORS = (*_NNCF_ERRORS, *ONNXRUNTIME_ERRORS, ValueError, RuntimeError, KeyError, NotImplementedError)
 
 
-def quantize(graph: onnx.ModelProto, spec: TransformSpec, scratch: Path, progress: Progress) -> onnx.ModelProto:
+def transform(graph: onnx.ModelProto, spec: TransformSpec, scratch: Path, progress: Progress) -> Made:
     """Quantize weights and activations to 8 bits.
 
     Raises:
@@ -57,7 +59,7 @@ def quantize(graph: onnx.ModelProto, spec: TransformSpec, scratch: Path, progres
             "NNCF found no layer to quantize: name fewer float_layers, or take a model with convolutions or matrix "
             "products."
         )
-    return made
+    return Made(graph=made, execution=Execution(float_precision=recipe.float_precision))
 
 
 def parameters(recipe: PtqStatic) -> AdvancedQuantizationParameters:

@@ -8,15 +8,17 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 
 from app.domain.errors import PrecisionUnavailable, ToolchainFailed
+from app.domain.variants import Execution
 from workers.openvino_engine import has_bfloat16
 from workers.stages import Progress, TransformSpec
+from workers.toolchains.made import Made
 
 # Biases, scales and the small constants that operators read as parameters gain nothing.
 LEAST_ELEMENTS = 64
 _MATRIX_AXES = 2
 
 
-def cast(graph: onnx.ModelProto, _spec: TransformSpec, _scratch: Path, progress: Progress) -> onnx.ModelProto:
+def transform(graph: onnx.ModelProto, _spec: TransformSpec, _scratch: Path, progress: Progress) -> Made:
     """Store every float32 weight of two or more axes as bfloat16, followed by a Cast to float32.
 
     The cast is exact; what rounds is the storing (8 bits of significand instead of 24), and the engine's own
@@ -38,7 +40,7 @@ def cast(graph: onnx.ModelProto, _spec: TransformSpec, _scratch: Path, progress:
     nodes = [*casts, *graph.graph.node]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
-    return graph
+    return Made(graph=graph, execution=Execution(float_precision="bfloat16"))
 
 
 def check_cpu() -> None:

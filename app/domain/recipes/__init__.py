@@ -1,0 +1,27 @@
+"""Recipes: what to do to a model. One file per technique and one line in `TECHNIQUES`.
+
+Every record says for itself what the rest of Octet asks of it: `needs_calibration`, `default_name` and, but for `auto`,
+`expects_int8`: whether the engine must run int8 kernels for the variant to be worth publishing.
+"""
+
+from app.domain.recipes.auto import Auto, Budget
+from app.domain.recipes.cast import Cast
+from app.domain.recipes.ptq_dynamic import PtqDynamic
+from app.domain.recipes.ptq_static import PtqStatic
+from app.domain.recipes.weight_only import WeightOnly
+
+__all__ = ["TECHNIQUES", "Auto", "Budget", "Cast", "PtqDynamic", "PtqStatic", "Recipe", "Single", "WeightOnly"]
+
+Single = PtqStatic | PtqDynamic | WeightOnly | Cast
+"""A recipe that makes one artifact."""
+
+Recipe = Single | Auto
+"""What a job may be asked for."""
+
+TECHNIQUES: dict[str, type[Recipe]] = {
+    "ptq_static": PtqStatic,
+    "ptq_dynamic": PtqDynamic,
+    "weight_only": WeightOnly,
+    "cast": Cast,
+    "auto": Auto,
+}

@@ -1,0 +1,1 @@
+"""Toolchain `octet`: what no library here has, done on the ONNX graph itself."""

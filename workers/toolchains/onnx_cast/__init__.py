@@ -1,1 +1,0 @@
-"""Techniques that only change how weights are stored, done on the ONNX graph itself."""

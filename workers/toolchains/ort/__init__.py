@@ -1,0 +1,1 @@
+"""Toolchain `ort`: ONNX Runtime's quantizer."""

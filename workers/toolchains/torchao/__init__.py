@@ -1,0 +1,1 @@
+"""Toolchain `torchao`: PT2E quantization of the uploaded program, exported to QDQ ONNX."""
