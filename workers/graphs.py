@@ -1,16 +1,54 @@
 """ONNX graphs, whoever made them: walking them, and bringing them into the form Octet keeps."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import onnx
-from google.protobuf.message import Message
-from onnx import TensorProto, defs, version_converter
+from google.protobuf.message import DecodeError, Message
+from onnx import TensorProto, checker, defs, shape_inference, version_converter
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 # From here on QuantizeLinear takes one scale per channel, and Cast knows bfloat16.
 MIN_OPSET = 13
 # What `modernised` raises on a graph that it cannot raise.
 CONVERT_ERRORS: tuple[type[Exception], ...] = (version_converter.ConvertError, RuntimeError, ValueError)
+
+
+# A protobuf message, and so an ONNX file without external data, ends here.
+MAX_FILE_BYTES = 2**31 - 1
+
+
+class NotPlain(Exception):
+    """A graph that needs more than its own file and the standard's operators. Says what, after the graph's name."""
+
+
+class NotValid(Exception):
+    """No ONNX, or a graph that contradicts itself. Says how, after the graph's name."""
+
+
+def read_plain(path: Path) -> onnx.ModelProto:
+    """Read a graph from a file that a hostile process may have written, and check that it is all it says.
+
+    Raises:
+        NotValid: it is no ONNX, too large for one file, or not valid.
+        NotPlain: it refers to other files, or defines or uses operators outside the standard.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise NotValid(f"is larger than {MAX_FILE_BYTES:,} bytes, where an ONNX file ends")
+    try:
+        graph = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise NotValid("is no ONNX file") from error
+    if any(map(is_external, tensors_of(graph))) or graph.functions or graph.training_info:
+        raise NotPlain("is not one self-contained graph")
+    for node in nodes_of(graph.graph):
+        if not is_standard(node):
+            raise NotPlain(f"uses {node.op_type[:80]!r}, which is not a standard ONNX operator")
+    try:
+        checker.check_model(graph, full_check=True)
+    except (checker.ValidationError, shape_inference.InferenceError) as error:
+        raise NotValid("is not valid ONNX") from error
+    return graph
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

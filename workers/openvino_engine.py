@@ -73,6 +73,8 @@ def _options(execution: Execution, *, threads: int, profiled: bool) -> dict[str,
     return {
         # without it OpenVINO runs float layers in bfloat16 where the CPU can, and float32 would be none
         "INFERENCE_PRECISION_HINT": _HINTS[execution.float_precision],
+        # without it OpenVINO quantizes activations in groups of 32 wherever weights are integers, and says so nowhere
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": execution.dynamic_group_size,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,

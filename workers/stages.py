@@ -100,6 +100,7 @@ class DescribeResult:
     arrays: tuple[ArraySpec, ...]
     labelled: bool
     classes: tuple[str, ...]
+    labels: ArraySpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

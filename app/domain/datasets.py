@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from app.domain.metrics import Labels
 from app.domain.models import Upload
 
 
@@ -28,6 +29,13 @@ class ArraySpec:
     dtype: str
     row_shape: tuple[int, ...]
 
+    @property
+    def label_kind(self) -> Labels:
+        """What an array of labels holds: one class per row, a map of classes per row, or real numbers."""
+        if "float" in self.dtype:
+            return "values"
+        return "class" if all(size == 1 for size in self.row_shape) else "class_map"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetManifest:
@@ -35,8 +43,11 @@ class DatasetManifest:
 
     Attributes:
         arrays: named as a model's inputs; empty for an image folder, whose rows are encoded images.
-        labelled: whether every row has an integer label.
+        labelled: whether every row has a label, of any kind.
         classes: the folder names of an image folder, sorted; a row's label is its folder's index here.
+        labels: integers without further axes are classes, with axes maps of classes (negative values, and 255 where the
+            model tells fewer classes apart, are ignored); floats are values to be met by the model's first output. None
+            without labels, and in manifests older than this field.
     """
 
     name: str
@@ -48,3 +59,11 @@ class DatasetManifest:
     labelled: bool
     classes: tuple[str, ...]
     imported_at: datetime
+    labels: ArraySpec | None = None
+
+    @property
+    def label_kind(self) -> Labels:
+        """What the rows' labels are; before manifests said so, all were classes."""
+        if self.labels is None:
+            return "class" if self.labelled else "none"
+        return self.labels.label_kind

@@ -33,6 +33,16 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """A metric on one class alone, in float32 and in the variant; `rows` have the class in their labels."""
+
+    name: str
+    rows: int
+    float32: float
+    variant: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScore:
     """One metric of every form on the same rows.
 
@@ -42,6 +52,8 @@ class MetricScore:
         drop: how much worse the variant is than float32, paired on the same rows; positive is worse.
         p_value: of the hypothesis that the two do not differ; None where no test fits.
         method: of interval and test, with their sources.
+        changed: where each row counts wholly or not at all: how many count in float32 alone, and in the variant alone.
+        classes: of a metric that is a mean over classes; empty for others.
     """
 
     name: str
@@ -50,6 +62,8 @@ class MetricScore:
     drop: Interval
     p_value: float | None
     method: str
+    changed: tuple[int, int] | None = None
+    classes: tuple[ClassScore, ...] = ()
 
 
 Outcome = Literal["kept", "missed", "not enough rows"]
@@ -61,7 +75,8 @@ class Verdict:
 
     Attributes:
         outcome: `kept` if the whole interval of the drop lies within the budget, `missed` if none of it does, or if
-            latency or size break their limits; `not enough rows` between.
+            latency or size break their limits; `not enough rows` between, and below 30 rows where the interval is
+            resampled.
         drop: of the budget's metric.
         rows_needed: how many rows would tell, at the drop and spread that were seen; None if these do, or none would.
         reason: one sentence.

@@ -2,8 +2,10 @@
 
 from app.domain.datasets import ArraySpec, DatasetFormat, DatasetManifest
 from app.domain.errors import SignatureMismatch
+from app.domain.metrics import METRICS
 from app.domain.models import ModelManifest
 from app.domain.tensors import TensorSpec
+from app.domain.verdicts import require_metric
 
 
 def check_fit(dataset: DatasetManifest, model: ModelManifest) -> None:
@@ -24,6 +26,16 @@ def check_fit(dataset: DatasetManifest, model: ModelManifest) -> None:
                 f"it has {', '.join(sorted(arrays)) or 'none'}: name the arrays as the model's inputs."
             )
         _check_array(dataset, arrays[spec.name], spec)
+
+
+def check_metric(metric: str, dataset: DatasetManifest) -> None:
+    """Check that a budget's metric has the labels it needs; whether it suits the model's output, only scoring tells.
+
+    Raises:
+        DatasetUnfit: the dataset has other labels, or none.
+    """
+    if METRICS[metric].labels not in ("none", dataset.label_kind):
+        require_metric(metric, (), dataset=dataset.name, labels=dataset.label_kind)
 
 
 def _check_images(dataset: DatasetManifest, model: ModelManifest) -> None:

@@ -1,9 +1,10 @@
 """What a search keeps and tells: forecast, trials, the Pareto front, and the choice."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
-from app.domain.evidence import DataUse, Interval, LayerSensitivity
+from app.domain.evidence import DataUse, Interval, LayerSensitivity, Receipt
 from app.domain.recipes import Auto, Single
 from app.domain.variants import Execution
 
@@ -54,6 +55,26 @@ class Trial:
     noise: float | None = None
     fallbacks: tuple[str, ...] = ()
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTrial:
+    """A trial as the store keeps it until its search has published: what later candidates and attempts start from.
+
+    Attributes:
+        libraries: what made the artifact.
+        metric: what score and drop were read in.
+        receipt: what the engine did for each layer, float32 beside it.
+        microseconds: of all layers of the trial's form together, as profiled.
+    """
+
+    trial: Trial
+    finished_at: datetime
+    libraries: dict[str, str]
+    metric: str | None = None
+    notes: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+    microseconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

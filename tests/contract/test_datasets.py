@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
-from app.domain.datasets import DatasetFormat
+from app.domain.datasets import DatasetFormat, DatasetManifest
 from app.domain.errors import DatasetUnfit, JobFailure, UploadRefused, UploadUnreadable
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, Signature, TensorSpec
@@ -126,14 +127,79 @@ def test_images_in_one_place_have_no_labels(folder: str, tmp_path: Path) -> None
     assert not read(tmp_path, name).labelled
 
 
+LABELS: dict[str, tuple[npt.NDArray[np.generic], str]] = {
+    "classes": (np.arange(5), "class"),
+    "classes in a column": (np.arange(5)[:, np.newaxis], "class"),
+    "maps": (np.array([[[0, 1]], [[2, 255]], [[-1, 0]], [[0, 0]], [[-100, 255]]], np.int16), "class_map"),
+    "bool maps": (np.eye(5, 4, dtype=np.bool_), "class_map"),
+    "numbers": (np.linspace(-1, 1, 5), "values"),
+    "images": (np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float16), "values"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_of_every_kind_are_read_as_they_were_saved(
+    case: str, table: Callable[[Arrays], str], tmp_path: Path
+) -> None:
+    labels, kind = LABELS[case]
+    name = table({"x": np.ones((5, 2), np.float32), "labels": labels})
+    found = read(tmp_path, name)
+    assert found.labels is not None
+    assert (found.labelled, found.labels.label_kind, found.labels.row_shape) == (True, kind, labels.shape[1:])
+    source = RowSource(path=name, format=found.format, rows=(0, 2, 3), preprocessing=None)
+    (batch,) = batches(source, model(None, 2), scratch=tmp_path, size=8)
+    assert batch.labels is not None
+    expected = labels[[0, 2, 3]]
+    np.testing.assert_array_equal(batch.labels, expected.reshape(3) if kind == "class" else expected)
+
+
+def test_bfloat16_values_become_float32(tmp_path: Path) -> None:
+    save_file(
+        {"x": np.ones((2, 2), np.float32), "labels": np.ones((2, 3), ml_dtypes.bfloat16)}, tmp_path / "x.safetensors"
+    )
+    row = next(iter(open_dataset(tmp_path / "x.safetensors").read((1,))))
+    assert read(tmp_path, "x.safetensors").labels is not None
+    assert isinstance(row.label, np.ndarray)
+    assert row.label.dtype == np.float32
+
+
+def test_a_manifest_from_before_labels_were_described_is_read() -> None:
+    upload = {"name": "d", "version": 1, "file": "d.npz", "size_bytes": 1, "sha256": "0" * 64, "job": "0" * 32}
+    old = {
+        "name": "d",
+        "version": 1,
+        "format": "npz",
+        "upload": {**upload, "created_at": "2026-01-01T00:00:00Z"},
+        "rows": 3,
+        "arrays": [],
+        "labelled": True,
+        "classes": [],
+        "imported_at": "2026-01-01T00:00:00Z",
+    }
+    found = TypeAdapter(DatasetManifest).validate_python(old)
+    assert (found.labels, found.label_kind) == (None, "class")
+
+
+def test_folders_are_labels_too(tmp_path: Path) -> None:
+    labels = read(tmp_path, zipped(tmp_path, FOLDERS)).labels
+    assert labels is not None
+    assert labels.label_kind == "class"
+
+
 UNFIT: dict[str, tuple[Arrays, str]] = {
     "no rows": ({"x": np.ones((0, 2), np.float32)}, "no rows"),
     "no axes": ({"x": np.float32(1)}, "no axes"),  # type: ignore[dict-item]
     "no elements": ({"x": np.ones((2, 0), np.float32)}, "no elements"),
     "different lengths": ({"a": np.ones(3, np.float32), "b": np.ones(4, np.float32)}, "'a' has 3, 'b' has 4"),
     "labels of another length": ({"x": np.ones(3, np.float32), "labels": np.arange(2)}, "differ in their number"),
-    "float labels": ({"x": np.ones(3, np.float32), "labels": np.ones(3, np.float32)}, "one integer per row"),
-    "two labels per row": ({"x": np.ones(3, np.float32), "labels": np.ones((3, 2), np.int64)}, "one integer per row"),
+    "labels without a number": (
+        {"x": np.ones(3, np.float32), "labels": np.array([0, np.nan, 1], np.float32)},
+        "labels hold NaN or an infinity in row 1",
+    ),
+    "a class too large for a map": (
+        {"x": np.ones(3, np.float32), "labels": np.full((3, 2), 70_000)},
+        "map of row 0 has class 70000: classes in maps are 0 to 65535",
+    ),
     "negative labels": ({"x": np.ones(3, np.float32), "labels": np.array([0, -1, 0])}, "row 1 is -1"),
     "labels alone": ({"labels": np.arange(2)}, "holds no array"),
     "NaN": ({"x": np.array([[0, 0], [0, np.nan]], np.float32)}, "'x' holds NaN or an infinity in row 1"),

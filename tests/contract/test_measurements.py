@@ -298,6 +298,9 @@ def test_every_form_is_timed_in_as_many_rounds(timed: TimeResult, forms: tuple[F
     assert {entry.runs for entry in timed.latency.values()} == {20}
     assert all(entry.p50_ms <= entry.p95_ms <= entry.p99_ms for entry in timed.latency.values())
     assert timed.latency["float32"].speedup == 1
+    assert all(
+        len(entry.quantiles_ms) == 21 and entry.quantiles_ms[10] == entry.p50_ms for entry in timed.latency.values()
+    )
     assert all(entry.batch_size == 4 and entry.rows_per_second > 0 for entry in timed.latency.values())
 
 
@@ -325,12 +328,22 @@ def test_bfloat16_layers_compute_in_bfloat16(timed: TimeResult) -> None:
 
 
 def test_quantizing_alone_is_no_int8_layer() -> None:
-    def layer(kind: str, precision: str) -> Layer:
-        return Layer(name="n", kind=kind, precision=precision, implementation="jit", microseconds=1.0)
+    def layer(kind: str, precision: str, kernel: str) -> Layer:
+        return Layer(name="n", kind=kind, precision=precision, implementation=kernel, microseconds=1.0)
 
-    found = summed((layer("Convolution", "f32"), layer("FakeQuantize", "u8"), layer("MatMul", "i8")))
+    found = summed(
+        (layer("Convolution", "f32", "jit_f32"), layer("FakeQuantize", "u8", "jit_I8"), layer("MatMul", "i8", "jit_i8"))
+    )
     assert (found.int8_layers, found.float_layers) == (1, 1)
     assert found.int8_share == pytest.approx(1 / 3)
+
+
+def test_int8_weights_multiplied_in_float_are_no_int8_layer() -> None:
+    kernel = Layer(
+        name="n", kind="FullyConnected", precision="i8", implementation="brgemm_avx512_f32", microseconds=1.0
+    )
+    found = summed((kernel,))
+    assert (found.int8_layers, found.float_layers, found.int8_share) == (0, 1, 0)
 
 
 def test_results_survive_json(timed: TimeResult, scratch: Path, forms: tuple[Form, ...]) -> None:

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.domain.errors import DatasetUnfit
-from workers.measure.accuracy import AccuracyTally
-from workers.measure.fidelity import FidelityTally, divergence, sqnr_db
+from workers.measure.accuracy import AccuracyTally, Change
+from workers.measure.fidelity import FidelityTally, closeness, divergence, sqnr_db
 
 Floats = npt.NDArray[np.float64]
 RNG = np.random.default_rng(0)
@@ -20,8 +19,9 @@ def tally(reference: Floats, outputs: Floats, *, batch: int) -> FidelityTally:
     made = FidelityTally()
     for start in range(0, len(reference), batch):
         part = slice(start, start + batch)
-        made.add([reference[part]], [outputs[part]])
-        made.add_logits(reference[part], outputs[part])
+        made.add(closeness([reference[part]], [outputs[part]]))
+        made.add_classes(reference[part].argmax(axis=1), outputs[part].argmax(axis=1))
+        made.add_divergence(divergence(reference[part], outputs[part]))
     return made
 
 
@@ -75,13 +75,13 @@ def test_rounding_to_n_levels_has_the_textbook_noise() -> None:
     # uniform input over [-1, 1], step q: noise q^2/12 against 1/3; 3 standard errors of the sums are under 0.1 dB
     values, step = RNG.uniform(-1, 1, (200, 1000)), 2 / 256
     made = FidelityTally()
-    made.add([values], [np.round(values / step) * step])
+    made.add(closeness([values], [np.round(values / step) * step]))
     assert made.result().sqnr_db == pytest.approx(10 * np.log10((1 / 3) / (step**2 / 12)), abs=0.1)
 
 
 def test_rows_of_zeros_have_a_cosine() -> None:
     made = FidelityTally()
-    made.add([np.zeros((2, 3))], [np.array([[0.0, 0, 0], [0, 1, 0]])])
+    made.add(closeness([np.zeros((2, 3))], [np.array([[0.0, 0, 0], [0, 1, 0]])]))
     assert made.result().cosine == pytest.approx(0.5)
 
 
@@ -91,12 +91,24 @@ def test_noise_without_signal_is_finite() -> None:
     assert np.isfinite(found)
 
 
-def test_flips_name_the_rows() -> None:
-    eye = np.eye(4, dtype=np.float32)
+def test_masks_and_several_outputs_are_one_row() -> None:
+    masked = np.where(np.arange(7) == 3, -np.inf, LOGITS)
+    found = closeness([masked, LOGITS], [np.where(np.arange(7) == 3, -1e30, NEAR), NEAR])
+    kept = np.delete(LOGITS, 3, axis=1), np.delete(NEAR, 3, axis=1)
+    whole = closeness([np.hstack([kept[0], LOGITS])], [np.hstack([kept[1], NEAR])])
+    for one, other in ((found.signal, whole.signal), (found.noise, whole.noise), (found.cosine, whole.cosine)):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def flipped() -> AccuracyTally:
+    """Labels 0 1 2 3; float32 answers 0 2 2 0, the variant 0 1 3 1."""
     made = AccuracyTally(["float32", "int8"])
-    # labels 0 1 2 3; float32 answers 0 2 2 0, the variant 0 1 3 1
-    made.add([eye[[0, 2, 2, 0]], eye[[0, 1, 3, 1]]], labels=np.arange(4), rows=(10, 20, 30, 40))
-    found = made.result(("a", "b"))
+    made.add([np.array([0, 2, 2, 0]), np.array([0, 1, 3, 1])], labels=np.arange(4), rows=(10, 20, 30, 40))
+    return made
+
+
+def test_flips_name_the_rows() -> None:
+    found = flipped().result(("a", "b"))
     assert found is not None
     assert (found.flips.gained, found.flips.lost, found.flips.moved) == ((20,), (30,), (40,))
     assert [share.count for share in found.measured.values()] == [2, 2]
@@ -108,7 +120,13 @@ def test_flips_name_the_rows() -> None:
     ]
 
 
-def test_a_label_beyond_the_classes_names_its_row() -> None:
-    made = AccuracyTally(["float32"])
-    with pytest.raises(DatasetUnfit, match="Row 8 is labelled 3, but the model tells 3 classes apart"):
-        made.add([np.eye(3)], labels=np.array([0, 3, 1]), rows=(7, 8, 9))
+def test_changes_begin_with_the_rows_that_were_lost() -> None:
+    assert [change.row for change in flipped().changes(9)] == [30, 20, 40]
+    assert flipped().changes(1) == [Change(row=30, label=2, float32=2, variant=3)]
+
+
+def test_without_labels_changes_are_still_known() -> None:
+    made = AccuracyTally(["float32", "int8"])
+    made.add([np.array([0, 2]), np.array([0, 1])], labels=None, rows=(5, 6))
+    assert made.result(()) is None
+    assert made.changes(9) == [Change(row=6, label=None, float32=2, variant=1)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.measure.intervals import Pairs, paired_difference, proportion, wilson
+from app.domain.intervals import Pairs, paired_difference, proportion, wilson
 
 counts = st.integers(0, 2000)
 tables = st.builds(Pairs, both=counts, only_variant=counts, only_float32=counts, neither=counts).filter(

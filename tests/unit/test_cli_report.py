@@ -7,7 +7,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from app.client.report_evidence import drop_words
 from app.client.report_table import HEADINGS, cells, forms, report_view, sentences
+from app.domain.evidence import Interval, Invariance
 from app.domain.recipes import PtqStatic
 from app.domain.reports import (
     Accuracy,
@@ -23,6 +25,7 @@ from app.domain.reports import (
     Report,
     Size,
 )
+from tests.reports import full_report
 
 
 def share(count: int, rows: int = 1000) -> Proportion:
@@ -127,3 +130,70 @@ def test_a_wide_terminal_gets_a_line_per_form() -> None:
     (line,) = (line for line in printed(REPORT, width=120).splitlines() if "0.500 ms" in line)
     assert "int8" in line
     assert "94.80 % (93.80 to 95.80)" in line
+
+
+FULL = full_report()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_whole_report_fits_every_terminal(width: int) -> None:
+    lines = printed(FULL, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Budget kept: The drop of top1 is at most 0.34 points",
+        "+0.12 points (-0.10 to +0.34)",
+        "Search: 11 trials, 1 of them without success, 4 on the Pareto front.",
+        "Chosen on 4,700 rows that did not score: Trial 6 is the fastest",
+        "warning: 2 calibration rows are inside the evaluation set",
+        "Why is it not faster?",
+        "Next: Learn the rounding with adaround.",
+    ],
+)
+def test_the_terminal_tells_what_the_page_does(words: str) -> None:
+    assert words in " ".join(printed(FULL, width=200).split())
+
+
+def test_a_warning_comes_before_a_note() -> None:
+    text = printed(FULL, width=200)
+    assert text.index("warning: ") < text.index("note: ")
+
+
+def test_the_rows_that_would_tell_are_named() -> None:
+    assert FULL.verdict is not None
+    unsure = replace(FULL, verdict=replace(FULL.verdict, outcome="not enough rows", rows_needed=44_000))
+    assert "About 44,000 rows would tell." in printed(unsure, width=200)
+
+
+def test_a_variant_that_depends_on_its_neighbours_is_said() -> None:
+    assert not any("one row at a time" in sentence for sentence in sentences(FULL))
+    dependent = Invariance(invariant=False, largest_difference=0.01, rows=16, batch_size=8)
+    assert any("one row at a time" in sentence for sentence in sentences(replace(FULL, invariance=dependent)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("top1", "+1.00 points (-1.00 to +3.00)"),
+        ("f1", "+1.00 points (-1.00 to +3.00)"),
+        ("psnr", "+0.01 dB (-0.01 to +0.03)"),
+        ("mae", "+0.01000 (-0.01000 to +0.03000)"),
+    ],
+)
+def test_a_drop_has_its_metric_s_unit(metric: str, words: str) -> None:
+    assert drop_words(metric, Interval(value=0.01, low=-0.01, high=0.03)) == words
+
+
+def test_no_zero_has_a_minus() -> None:
+    assert drop_words("top1", Interval(value=-0.0, low=-0.00001, high=0.0)) == "+0.00 points (+0.00 to +0.00)"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_distance_from_float32_has_no_drop(width: int) -> None:
+    only = replace(FULL.metrics[0], name="sqnr")
+    (line,) = (line for line in printed(replace(FULL, metrics=(only,)), width=width).splitlines() if "sqnr" in line)
+    assert ("drop" in line, "points" in line) == (False, False)

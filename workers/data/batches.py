@@ -26,12 +26,12 @@ class Batch:
 
     Attributes:
         rows: their numbers in the dataset.
-        labels: int64[rows], None without labels.
+        labels: int64[rows] for classes; maps of classes or values stacked, in the file's dtype; None without labels.
     """
 
     inputs: Tensors
     rows: tuple[int, ...]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[Any] | None
 
 
 def batches(source: RowSource, signature: Signature, *, scratch: Path, size: int) -> Iterator[Batch]:
@@ -55,12 +55,18 @@ def _batch(
     rows: Sequence[Row], *, dataset: Dataset, signature: Signature, preprocessing: ImagePreprocessing | None
 ) -> Batch:
     tensors = [_tensors(row, dataset=dataset, signature=signature, preprocessing=preprocessing) for row in rows]
-    labels = [row.label for row in rows if row.label is not None]
     return Batch(
         inputs={spec.name: _stack([row[spec.name] for row in tensors], spec=spec) for spec in signature.inputs},
         rows=tuple(row.number for row in rows),
-        labels=np.array(labels, np.int64) if labels else None,
+        labels=_labels(rows),
     )
+
+
+def _labels(rows: Sequence[Row]) -> NDArray[Any] | None:
+    labels = [row.label for row in rows if row.label is not None]
+    if not labels:
+        return None
+    return np.array(labels, np.int64) if isinstance(labels[0], int) else np.stack(labels)
 
 
 def _tensors(row: Row, *, dataset: Dataset, signature: Signature, preprocessing: ImagePreprocessing | None) -> Tensors:

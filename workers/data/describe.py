@@ -8,10 +8,9 @@ from app.domain.errors import DatasetUnfit, ImageInvalid
 from app.domain.preprocessing import ImagePreprocessing
 from workers.data.datasets import open_dataset
 from workers.data.preprocessing import preprocess
-from workers.data.rows import Dataset, Row
+from workers.data.rows import LARGEST_CLASS, LARGEST_CLASS_IN_MAP, Dataset, Row
 from workers.stages import DescribeResult, DescribeSpec, Progress
 
-LARGEST_LABEL = 2**31 - 1
 _REPORTS = 100
 # Decodes every pixel and keeps few of them: what a model does with an image is not known here.
 _DECODING = ImagePreprocessing(resize=8, crop=8)
@@ -37,12 +36,12 @@ def describe(spec: DescribeSpec, scratch: Path, progress: Progress) -> DescribeR
         arrays=dataset.arrays,
         labelled=dataset.labelled,
         classes=dataset.classes,
+        labels=dataset.labels,
     )
 
 
 def _check_row(row: Row, *, dataset: Dataset) -> None:
-    if row.label is not None and not 0 <= row.label <= LARGEST_LABEL:
-        raise DatasetUnfit(f"The label of row {row.number} is {row.label}: labels are 0 to {LARGEST_LABEL}.")
+    _check_label(row)
     for name, array in row.arrays.items():
         # ml_dtypes' bfloat16 is of kind V
         if array.dtype.kind in "fV" and not np.isfinite(array).all():
@@ -54,3 +53,18 @@ def _check_row(row: Row, *, dataset: Dataset) -> None:
             preprocess(row.image, _DECODING, size=None)
         except ImageInvalid as error:
             raise DatasetUnfit(f"{dataset.name_of(row.number)} cannot be used: {error.message}") from error
+
+
+def _check_label(row: Row) -> None:
+    label = row.label
+    if isinstance(label, int):
+        if not 0 <= label <= LARGEST_CLASS:
+            raise DatasetUnfit(f"The label of row {row.number} is {label}: labels are 0 to {LARGEST_CLASS}.")
+    elif label is not None and label.dtype.kind == "f":
+        if not np.isfinite(label).all():
+            raise DatasetUnfit(f"The labels hold NaN or an infinity in row {row.number}: remove or repair the row.")
+    elif label is not None and label.max() > LARGEST_CLASS_IN_MAP:
+        raise DatasetUnfit(
+            f"The map of row {row.number} has class {label.max()}: classes in maps are 0 to {LARGEST_CLASS_IN_MAP}, "
+            "negative values are ignored."
+        )

@@ -8,7 +8,7 @@ from zipfile import ZipInfo
 from app.domain.datasets import ArraySpec, DatasetFormat
 from app.domain.errors import DatasetUnfit
 from workers import archives
-from workers.data.rows import Row
+from workers.data.rows import LABELS, Row
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LARGEST_IMAGE_BYTES = 64 << 20
@@ -21,12 +21,12 @@ class ImageFolder:
 
     Attributes:
         files: members of the archive.
-        labels: index into `classes` per file; empty if the images are not sorted into at least two folders.
+        folders: index into `classes` per file; empty if the images are not sorted into at least two folders.
     """
 
     path: Path
     files: tuple[str, ...]
-    labels: tuple[int, ...]
+    folders: tuple[int, ...]
     classes: tuple[str, ...]
     format: DatasetFormat = DatasetFormat.IMAGE_FOLDER
     arrays: tuple[ArraySpec, ...] = ()
@@ -37,7 +37,11 @@ class ImageFolder:
 
     @property
     def labelled(self) -> bool:
-        return bool(self.labels)
+        return bool(self.folders)
+
+    @property
+    def labels(self) -> ArraySpec | None:
+        return ArraySpec(name=LABELS, dtype="int64", row_shape=()) if self.folders else None
 
     def name_of(self, number: int) -> str:
         return f"Image {self.files[number][:120]!r}"
@@ -46,7 +50,7 @@ class ImageFolder:
         """Yield these images, one in memory at a time."""
         with archives.open_archive(self.path, limits=archives.DATASETS) as archive:
             for number in numbers:
-                label = self.labels[number] if self.labels else None
+                label = self.folders[number] if self.folders else None
                 yield Row(number=number, arrays={}, image=archive.read(self.files[number]), label=label)
 
 
@@ -67,9 +71,9 @@ def open_image_folder(path: Path) -> ImageFolder:
     folders = _folders(files)
     classes = tuple(sorted(set(folders)))
     if len(classes) < 2:  # noqa: PLR2004 - one folder says nothing about its images
-        return ImageFolder(path=path, files=files, labels=(), classes=())
+        return ImageFolder(path=path, files=files, folders=(), classes=())
     index = {name: number for number, name in enumerate(classes)}
-    return ImageFolder(path=path, files=files, labels=tuple(index[folder] for folder in folders), classes=classes)
+    return ImageFolder(path=path, files=files, folders=tuple(index[folder] for folder in folders), classes=classes)
 
 
 def _is_litter(name: str) -> bool:

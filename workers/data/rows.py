@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from app.domain.datasets import ArraySpec, DatasetFormat
 
 LABELS = "labels"
-"""The array of integer labels; every other array is named as a model's input."""
+"""The array of labels; every other array is named as a model's input."""
+
+LARGEST_CLASS = 2**31 - 1
+LARGEST_CLASS_IN_MAP = 2**16 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +23,13 @@ class Row:
         number: counted from zero.
         arrays: by name, without the row axis; empty for an image.
         image: the encoded image, None for a row of arrays.
-        label: None in a dataset without labels.
+        label: a class; or a map of classes or an array of values, without the row axis; None without labels.
     """
 
     number: int
     arrays: dict[str, NDArray[Any]]
     image: bytes | None
-    label: int | None
+    label: int | NDArray[Any] | None
 
 
 class Dataset(Protocol):
@@ -40,6 +43,8 @@ class Dataset(Protocol):
     def arrays(self) -> tuple[ArraySpec, ...]: ...
     @property
     def labelled(self) -> bool: ...
+    @property
+    def labels(self) -> ArraySpec | None: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
 

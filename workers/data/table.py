@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from app.domain.datasets import ArraySpec, DatasetFormat
 from app.domain.errors import DatasetUnfit
+from app.domain.metrics import Labels
 from app.domain.tensors import DType
 from workers.data.rows import LABELS, Row
 
@@ -54,7 +55,7 @@ class Table:
 
     format: DatasetFormat
     columns: tuple[Column, ...]
-    labels: Column | None
+    label_column: Column | None
     classes: tuple[str, ...] = ()
 
     @classmethod
@@ -62,7 +63,7 @@ class Table:
         """Check what the columns declare, and put the labels apart.
 
         Raises:
-            DatasetUnfit: no array, no row, an unusable dtype, arrays of different length, unusable labels.
+            DatasetUnfit: no array, no row, an unusable dtype, arrays of different length.
         """
         for column in columns.values():
             _check_header(column.header)
@@ -71,9 +72,7 @@ class Table:
             raise DatasetUnfit("The dataset holds no array: save one array per model input, under the input's name.")
         labels = columns.get(LABELS)
         _check_lengths([column.header for column in columns.values()])
-        if labels is not None:
-            _check_labels(labels.header)
-        return cls(format=format, columns=inputs, labels=labels)
+        return cls(format=format, columns=inputs, label_column=labels)
 
     @property
     def rows(self) -> int:
@@ -85,7 +84,11 @@ class Table:
 
     @property
     def labelled(self) -> bool:
-        return self.labels is not None
+        return self.label_column is not None
+
+    @property
+    def labels(self) -> ArraySpec | None:
+        return None if self.label_column is None else self.label_column.header.spec()
 
     def name_of(self, number: int) -> str:
         return f"Row {number}"
@@ -94,14 +97,22 @@ class Table:
         """Yield the rows with these ascending numbers, all columns side by side."""
         names = [column.header.name for column in self.columns]
         streams = [column.read(numbers) for column in self.columns]
-        labels = self.labels.read(numbers) if self.labels is not None else (None for _ in numbers)
+        labels = self.label_column.read(numbers) if self.label_column is not None else (None for _ in numbers)
+        kind = self.labels.label_kind if self.labels is not None else "none"
         for number, label, *arrays in zip(numbers, labels, *streams, strict=True):
             yield Row(
                 number=number,
                 arrays=dict(zip(names, arrays, strict=True)),
                 image=None,
-                label=None if label is None else int(label),
+                label=None if label is None else _label(label, kind=kind),
             )
+
+
+def _label(label: NDArray[Any], *, kind: Labels) -> int | NDArray[Any]:
+    if kind == "class":
+        return int(label.item())
+    # NumPy's own floats alone have the arithmetic that metrics need
+    return label.astype(np.float32) if label.dtype.kind == "V" else label
 
 
 def _check_header(header: Header) -> None:
@@ -126,10 +137,3 @@ def _check_lengths(headers: Sequence[Header]) -> None:
     if len({header.shape[0] for header in headers}) > 1:
         lengths = ", ".join(f"{header.name!r} has {header.shape[0]}" for header in headers)
         raise DatasetUnfit(f"The arrays differ in their number of rows: {lengths}; send one row of each per sample.")
-
-
-def _check_labels(header: Header) -> None:
-    if len(header.shape) != 1 or header.dtype.kind not in "iu":
-        raise DatasetUnfit(
-            f"The labels are {header.dtype.name}{list(header.shape)}: send one integer per row, the class' index."
-        )

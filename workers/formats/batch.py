@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from workers.formats import fixed_batch
+from workers import fixed_batch
 from workers.formats.original import Array, Arrays, Original
 from workers.formats.session import ERRORS, Session
 
@@ -14,6 +14,8 @@ AXIS = "batch"
 CHECKED_SIZES = (1, 2, 3)
 # Kernels sum in another order for another batch size: a few hundred float32 roundings (2**-24 each) of growth.
 _TOLERANCE = 1e-4
+# What a row's neighbours may change in its answer by such roundings, before it counts as depending on them.
+_DEPENDENCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ def make_symbolic(original: Original, rng: np.random.Generator) -> Original:
     if original.batch is None:
         return original
     if original.batch == "symbolic":
-        return replace(original, graph=_named(original, rng))
+        alone = _rows_stand_alone(original, rng)
+        return replace(original, graph=_named(original, rng)) if alone else _without_batch(original)
     rewritten = fixed_batch.rewrite(original.graph, size=original.batch, axis=AXIS)
     if rewritten is None or not _same_rows(original, rewritten, rng, size=original.batch):
         return original
@@ -64,6 +67,28 @@ def _batch_at(arrays: Arrays, start: int, size: int) -> Arrays:
     rows = len(next(iter(arrays.values())))
     index = [row if row < rows else 0 for row in range(start, start + size)]
     return {name: np.ascontiguousarray(array[index]) for name, array in arrays.items()}
+
+
+def _rows_stand_alone(original: Original, rng: np.random.Generator) -> bool:
+    """Whether rows asked about together get the answers that each gets by itself."""
+    rows = min(max(CHECKED_SIZES), original.most_rows)
+    drawn = original.draw(rng, rows=rows)
+    together = original.answer(drawn)
+    apart = [original.answer(_batch_at(drawn, row, 1)) for row in range(rows)]
+    return all(
+        _close(np.concatenate([answer[name] for answer in apart]), array, tolerance=_DEPENDENCE)
+        for name, array in together.items()
+        if array.ndim and len(array) == rows and all(len(answer[name]) == 1 for answer in apart)
+    )
+
+
+def _without_batch(original: Original) -> Original:
+    """Return the original with a first axis that takes any size but does not count rows."""
+    graph = onnx.ModelProto()
+    graph.CopyFrom(original.graph)
+    for value in graph.graph.input:
+        value.type.tensor_type.shape.dim[0].Clear()
+    return replace(original, graph=graph, batch=None)
 
 
 def _named(original: Original, rng: np.random.Generator) -> onnx.ModelProto:
@@ -113,10 +138,10 @@ def _agree(answers: Arrays, expected: Arrays, *, rows: int) -> bool:
     return all(_close(answers[name], array[:rows]) for name, array in expected.items() if name in answers)
 
 
-def _close(found: Array, expected: Array) -> bool:
+def _close(found: Array, expected: Array, *, tolerance: float = _TOLERANCE) -> bool:
     if found.shape != expected.shape:
         return False
     if expected.dtype.kind != "f":
         return bool(np.array_equal(found, expected))
     scale = float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
-    return bool(np.allclose(found, expected, rtol=0, atol=_TOLERANCE * max(scale, 1e-30), equal_nan=True))
+    return bool(np.allclose(found, expected, rtol=0, atol=tolerance * max(scale, 1e-30), equal_nan=True))

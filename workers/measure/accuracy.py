@@ -1,16 +1,25 @@
 """Top-1 accuracy of several forms on the same rows: gathered as rows stream by, compared pair by pair at the end."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.errors import DatasetUnfit
+from app.domain.intervals import Pairs, paired_difference, proportion
 from app.domain.reports import Accuracy, ClassAccuracy, Flips
-from workers.measure.intervals import Pairs, paired_difference, proportion
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A row that the variant answers otherwise than float32; `label` is None without labels."""
+
+    row: int
+    label: int | None
+    float32: int
+    variant: int
 
 
 class AccuracyTally:
@@ -22,27 +31,17 @@ class AccuracyTally:
         self._labels: list[Indices] = []
         self._rows: list[int] = []
 
-    def add(self, logits: Sequence[NDArray[Any]], *, labels: Indices, rows: Sequence[int]) -> None:
-        """Take one batch: per form its first output, (rows, classes).
-
-        Raises:
-            DatasetUnfit: a label that is no class of the model.
-        """
-        classes = logits[0].shape[1]
-        if labels.max() >= classes:
-            row = rows[int(labels.argmax())]
-            raise DatasetUnfit(
-                f"Row {row} is labelled {labels.max()}, but the model tells {classes} classes apart: "
-                f"use labels 0 to {classes - 1}."
-            )
-        for answers, scores in zip(self._answers, logits, strict=True):
-            answers.append(scores.argmax(axis=1))
-        self._labels.append(labels)
+    def add(self, classes: Sequence[Indices], *, labels: Indices | None, rows: Sequence[int]) -> None:
+        """Take one batch: per form the class it answers, int64[rows]. Either all batches have labels, or none."""
+        for answers, answer in zip(self._answers, classes, strict=True):
+            answers.append(answer)
+        if labels is not None:
+            self._labels.append(labels)
         self._rows.extend(rows)
 
     def result(self, classes: Sequence[str]) -> Accuracy | None:
-        """Compare the last form with the first; None if no row came. `classes` names the labels where it reaches."""
-        if not self._rows:
+        """Compare the last form with the first; None without labels. `classes` names them where it reaches."""
+        if not self._labels:
             return None
         labels = np.concatenate(self._labels)
         answers = [np.concatenate(parts) for parts in self._answers]
@@ -58,6 +57,25 @@ class AccuracyTally:
             flips=self._flips(before, after, moved=answers[0] != answers[-1]),
             classes=_by_class(labels, before, after, names=classes),
         )
+
+    def changes(self, most: int) -> list[Change]:
+        """Return at most so many rows whose answer changed: first those lost, then gained, then moved, by number."""
+        if not self._rows:
+            return []
+        before, after = (np.concatenate(self._answers[form]) for form in (0, -1))
+        labels = np.concatenate(self._labels) if self._labels else np.full(len(before), -1)
+        kind = np.where(before == labels, 0, np.where(after == labels, 1, 2))
+        changed = np.flatnonzero(before != after)
+        chosen = changed[np.argsort(kind[changed], kind="stable")][:most]
+        return [
+            Change(
+                row=self._rows[place],
+                label=int(labels[place]) if self._labels else None,
+                float32=int(before[place]),
+                variant=int(after[place]),
+            )
+            for place in chosen.tolist()
+        ]
 
     def _flips(self, before: NDArray[np.bool_], after: NDArray[np.bool_], *, moved: NDArray[np.bool_]) -> Flips:
         rows = np.array(self._rows, np.int64)
@@ -82,10 +100,15 @@ def _by_class(
 ) -> tuple[ClassAccuracy, ...]:
     return tuple(
         ClassAccuracy(
-            name=names[label] if label < len(names) else str(label),
+            name=name_of(label, names),
             rows=int((labels == label).sum()),
             float32=float(before[labels == label].mean()),
             variant=float(after[labels == label].mean()),
         )
         for label in np.unique(labels).tolist()
     )
+
+
+def name_of(label: int, names: Sequence[str]) -> str:
+    """Return a class' name, or its number where there are no names."""
+    return names[label] if 0 <= label < len(names) else str(label)

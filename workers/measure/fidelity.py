@@ -1,16 +1,29 @@
-"""How close one form's outputs are to float32's on the same rows: running sums, no output is kept."""
+"""How close one form's outputs are to float32's on the same rows: per row, and as running sums; no output is kept."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.intervals import proportion
 from app.domain.reports import Fidelity
-from workers.measure.intervals import proportion
 
 Floats = NDArray[np.float64]
 _TINY = np.finfo(np.float64).tiny
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """One form's outputs beside float32's, per row, over all elements that are finite in float32: float64[rows].
+
+    Attributes:
+        signal, noise: energy of float32's outputs, and of the difference.
+    """
+
+    signal: Floats
+    noise: Floats
+    cosine: Floats
 
 
 class FidelityTally:
@@ -22,35 +35,57 @@ class FidelityTally:
         self._noise = 0.0
         self._cosines = 0.0
         self._kl = 0.0
+        self._scored = 0
         self._compared = 0
         self._agreed = 0
 
-    def add(self, reference: Sequence[Floats], outputs: Sequence[Floats]) -> None:
-        """Take one batch: per output float64[rows, elements] of float32, and of the form."""
-        one = np.concatenate(reference, axis=1)
-        other = np.concatenate(outputs, axis=1)
-        finite = np.isfinite(one)
-        one, other = np.where(finite, one, 0), np.where(finite, other, 0)
-        self._rows += len(one)
-        self._signal += float((one**2).sum())
-        self._noise += float(((one - other) ** 2).sum())
-        self._cosines += float(_cosines(one, other).sum())
+    def add(self, close: Closeness) -> None:
+        """Take how near the form's outputs are in one batch."""
+        self._rows += len(close.signal)
+        self._signal += float(close.signal.sum())
+        self._noise += float(close.noise.sum())
+        self._cosines += float(close.cosine.sum())
 
-    def add_logits(self, reference: NDArray[Any], logits: NDArray[Any]) -> None:
-        """Take one batch of first outputs, (rows, classes): what agreement and divergence are about."""
+    def add_classes(self, reference: NDArray[np.int64], classes: NDArray[np.int64]) -> None:
+        """Take the classes that one batch answers, int64[rows]."""
         self._compared += len(reference)
-        self._agreed += int((reference.argmax(axis=1) == logits.argmax(axis=1)).sum())
-        self._kl += float(divergence(reference.astype(np.float64), logits.astype(np.float64)).sum())
+        self._agreed += int((reference == classes).sum())
+
+    def add_divergence(self, divergences: Floats) -> None:
+        """Take one batch's divergences from float32, float64[rows]."""
+        self._scored += len(divergences)
+        self._kl += float(divergences.sum())
 
     def result(self) -> Fidelity:
         """Sum up; at least one row must have come."""
-        compared = self._compared
+        compared, scored = self._compared, self._scored
         return Fidelity(
             agreement=proportion(self._agreed, rows=compared) if compared else None,
             sqnr_db=sqnr_db(self._signal, self._noise),
             cosine=self._cosines / self._rows,
-            kl=self._kl / compared if compared else None,
+            kl=self._kl / scored if scored else None,
         )
+
+
+def closeness(reference: Sequence[Floats], outputs: Sequence[Floats]) -> Closeness:
+    """Compare one form with float32: per output float64[rows, elements] of each.
+
+    The cosine of two zero rows is 1, and 0 if only one of them is zero.
+    """
+    signal, noise, other, dot = (np.zeros(len(reference[0])) for _ in range(4))
+    for one, form in zip(reference, outputs, strict=True):
+        finite = np.isfinite(one)
+        if not finite.all():
+            one, form = np.where(finite, one, 0), np.where(finite, form, 0)  # noqa: PLW2901 - masks count for nothing
+        signal += np.einsum("re,re->r", one, one)
+        other += np.einsum("re,re->r", form, form)
+        dot += np.einsum("re,re->r", one, form)
+        difference = one - form
+        noise += np.einsum("re,re->r", difference, difference)
+    norms = np.sqrt(signal) * np.sqrt(other)
+    cosine = np.clip(dot / np.where(norms > 0, norms, 1), -1, 1)
+    cosine[(signal == 0) & (other == 0)] = 1.0
+    return Closeness(signal=signal, noise=noise, cosine=cosine)
 
 
 def sqnr_db(signal: float, noise: float) -> float | None:
@@ -74,11 +109,3 @@ def _log_softmax(logits: Floats) -> Floats:
         shifted = logits - logits.max(axis=1, keepdims=True)
         result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
-
-
-def _cosines(one: Floats, other: Floats) -> Floats:
-    """Return the cosine per row; 1 for two zero rows, 0 if only one is zero."""
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
-    cosines = (one * other).sum(axis=1) / np.where(norms > 0, norms, 1)
-    return np.where(both_zero, 1.0, np.clip(cosines, -1, 1))

@@ -1,5 +1,7 @@
-"""The stage that answers the evaluation rows with every form and compares the answers: accuracy and fidelity."""
+"""The stage that answers the evaluation rows with every form and compares the answers: metrics, accuracy, fidelity."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,21 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from app.domain.errors import ToolchainFailed
-from app.domain.tensors import Signature, TensorSpec
-from workers.data.batches import Batch, batches
+from app.domain.evidence import Invariance
+from app.domain.reports import Fidelity
+from workers.data.batches import Batch, Tensors, batches
 from workers.measure.accuracy import AccuracyTally
+from workers.measure.answers import Answers, rows_first
 from workers.measure.engine import Session
 from workers.measure.fidelity import FidelityTally
+from workers.measure.gallery import MOST_PICTURES, gallery
+from workers.measure.invariance import invariance
+from workers.measure.metrics import Metrics
 from workers.stages import Progress, ScoreResult, ScoreSpec
 
 BATCH_ROWS = 32
-_CLASSIFIER_AXES = 2
+_LEAST_BATCH_ROWS = 2
+_MOST_BATCH_ELEMENTS = 1 << 22
 
 Outputs = list[NDArray[Any]]
 
@@ -32,65 +40,79 @@ def score(spec: ScoreSpec, scratch: Path, progress: Progress) -> ScoreResult:
     sessions = [Session.open(form, spec.signature, scratch=scratch, core=core) for form in spec.forms]
     tallies = _Tallies(spec)
     done, total = 0, len(spec.evaluation.rows)
-    for batch in batches(spec.evaluation, spec.signature, scratch=scratch, size=BATCH_ROWS):
+    neighbours: Invariance | None = None
+    size = _batch_rows(spec, sessions[0], scratch=scratch)
+    for batch in batches(spec.evaluation, spec.signature, scratch=scratch, size=size):
         tallies.add(batch, [session.run(batch.inputs) for session in sessions])
+        if done == 0:
+            neighbours = _neighbours(sessions[-1], spec, batch.inputs, rows=len(batch.rows))
         done += len(batch.rows)
         progress(done / total, f"scored {done} of {total} rows")
-    return tallies.result()
+    return replace(tallies.result(scratch), invariance=neighbours)
+
+
+def _batch_rows(spec: ScoreSpec, session: Session, *, scratch: Path) -> int:
+    """Choose how many rows to answer at once: fewer where one row alone is large, as its answer shows."""
+    first = replace(spec.evaluation, rows=spec.evaluation.rows[:1])
+    for batch in batches(first, spec.signature, scratch=scratch, size=1):
+        arrays = [*batch.inputs.values(), *session.run(batch.inputs)]
+        largest = _MOST_BATCH_ELEMENTS // max(1, sum(array.size for array in arrays))
+        return min(BATCH_ROWS, max(_LEAST_BATCH_ROWS, largest))
+    return BATCH_ROWS
+
+
+def _neighbours(session: Session, spec: ScoreSpec, inputs: Tensors, *, rows: int) -> Invariance | None:
+    return invariance(session, spec.signature, inputs) if rows >= _LEAST_BATCH_ROWS else None
 
 
 class _Tallies:
     """What is kept of all forms' answers."""
 
     def __init__(self, spec: ScoreSpec) -> None:
-        self._signature = spec.signature
+        self._spec = spec
         self._names = [form.name for form in spec.forms]
-        self._classes = spec.classes
+        self._metrics = Metrics(self._names, rows=len(spec.evaluation.rows))
         self._accuracy = AccuracyTally(self._names)
         self._fidelity = [FidelityTally() for _ in self._names[1:]]
 
-    def add(self, batch: Batch, answers: list[Outputs]) -> None:
-        rows = [_as_rows(outputs, self._signature, count=len(batch.rows)) for outputs in answers]
-        for name, form in zip(self._names[1:], rows[1:], strict=True):
-            _check_finite(rows[0], form, name=name, batch=batch)
-        for tally, form in zip(self._fidelity, rows[1:], strict=True):
-            tally.add(rows[0], form)
-        if is_classifier(self._signature.outputs[0], answers[0][0]):
-            self._add_answers(batch, [outputs[0] for outputs in answers])
+    def add(self, batch: Batch, outputs: list[Outputs]) -> None:
+        count, signature = len(batch.rows), self._spec.signature
+        answers = Answers(
+            [rows_first(form, signature, count=count) for form in outputs], labels=batch.labels, rows=batch.rows
+        )
+        for name, form in zip(self._names[1:], answers.outputs[1:], strict=True):
+            _check_finite(answers.outputs[0], form, name=name, rows=batch.rows)
+        self._metrics.add(answers)
+        for tally, close in zip(self._fidelity, answers.closeness, strict=True):
+            tally.add(close)
+        for tally, divergences in zip(self._fidelity, answers.divergences, strict=False):  # none without class scores
+            tally.add_divergence(divergences)
+        if answers.classes is not None:
+            self._accuracy.add(answers.classes, labels=answers.class_labels, rows=batch.rows)
+            for tally, classes in zip(self._fidelity, answers.classes[1:], strict=True):
+                tally.add_classes(answers.classes[0], classes)
 
-    def _add_answers(self, batch: Batch, logits: Outputs) -> None:
-        for tally, form in zip(self._fidelity, logits[1:], strict=True):
-            tally.add_logits(logits[0], form)
-        if batch.labels is not None:
-            self._accuracy.add(logits, labels=batch.labels, rows=batch.rows)
+    def result(self, scratch: Path) -> ScoreResult:
+        spec = self._spec
+        changes = self._accuracy.changes(MOST_PICTURES)
+        return ScoreResult(
+            accuracy=self._accuracy.result(spec.classes),
+            fidelity=self._by_form(),
+            metrics=self._metrics.scores(),
+            gallery=gallery(changes, spec.evaluation, spec.signature, scratch=scratch, classes=spec.classes),
+        )
 
-    def result(self) -> ScoreResult:
-        fidelity = {name: tally.result() for name, tally in zip(self._names[1:], self._fidelity, strict=True)}
-        return ScoreResult(accuracy=self._accuracy.result(self._classes), fidelity=fidelity)
-
-
-def is_classifier(spec: TensorSpec, output: NDArray[Any]) -> bool:
-    """Whether an output scores classes per row: floats, (rows, classes), two classes or more."""
-    by_rows = output.ndim == _CLASSIFIER_AXES and spec.batch_axis in (0, None)
-    return by_rows and output.dtype.kind == "f" and output.shape[1] > 1
-
-
-def _as_rows(outputs: Outputs, signature: Signature, *, count: int) -> list[NDArray[np.float64]]:
-    """Flatten every output to float64[rows, elements]."""
-    return [
-        np.moveaxis(output, spec.batch_axis or 0, 0).reshape(count, -1).astype(np.float64)
-        for spec, output in zip(signature.outputs, outputs, strict=True)
-    ]
+    def _by_form(self) -> dict[str, Fidelity]:
+        return {name: tally.result() for name, tally in zip(self._names[1:], self._fidelity, strict=True)}
 
 
 def _check_finite(
-    reference: list[NDArray[np.float64]], form: list[NDArray[np.float64]], *, name: str, batch: Batch
+    reference: Sequence[NDArray[Any]], form: Sequence[NDArray[Any]], *, name: str, rows: Sequence[int]
 ) -> None:
     for one, other in zip(reference, form, strict=True):
-        broken = (np.isfinite(one) & ~np.isfinite(other)).any(axis=1)
+        broken = (np.isfinite(one) & ~np.isfinite(other)).reshape(len(rows), -1).any(axis=1)
         if broken.any():
-            row = batch.rows[int(broken.argmax())]
             raise ToolchainFailed(
-                f"The {name} form answers NaN or an infinity on evaluation row {row}, where float32 does not: "
-                "keep the layers with the widest values in float."
+                f"The {name} form answers NaN or an infinity on evaluation row {rows[int(broken.argmax())]}, where "
+                "float32 does not: keep the layers with the widest values in float."
             )

@@ -8,24 +8,28 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from app.domain.reports import Latency
+from app.domain.evidence import Receipt
+from app.domain.reports import Kernels, Latency
 from workers.data.batches import Tensors
 from workers.measure.engine import Session, runs_here
 from workers.measure.environment import environment
 from workers.measure.inputs import random_inputs
 from workers.measure.kernels import kernels
-from workers.stages import Progress, TimeResult, TimeSpec
+from workers.measure.layers import load
+from workers.measure.receipt import receipt
+from workers.stages import Form, Progress, TimeResult, TimeSpec
 
 WARM_UP_RUNS = 10
 WARM_UP_SECONDS = 1.0
 SECONDS_PER_FORM = 10.0
 SECONDS_PER_BATCH = 1.0
 LEAST_RUNS = 5
+QUANTILES = tuple(range(0, 101, 5))
 _MOST_THROUGHPUT_RUNS = 20
 
 
 def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
-    """Time one row per call, all forms in turns, then `batch_size` rows per call, then profile each form.
+    """Time one row per call, all forms in turns, then `batch_size` rows per call, then profile all forms in turns.
 
     Raises:
         ToolchainFailed: a form that OpenVINO cannot compile or run.
@@ -42,13 +46,15 @@ def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
     rates = _throughput(sessions, random_inputs(spec.signature, rows=size), size=size)
     del sessions
     progress(0.8, "reading which kernels ran")
+    ran = kernels(forms, spec.signature, one_row, scratch=scratch, core=core)
     return TimeResult(
         latency={
             form.name: latency(times, reference=seconds[0], rate=rate, batch_size=size)
             for form, times, rate in zip(forms, seconds, rates, strict=True)
         },
-        kernels={form.name: kernels(form, spec.signature, one_row, scratch=scratch, core=core) for form in forms},
+        kernels=ran,
         environment=environment(),
+        receipt=_receipt(forms, ran, scratch=scratch),
     )
 
 
@@ -70,15 +76,25 @@ def in_turns(sessions: Sequence[Session], inputs: Tensors, *, runs: int) -> list
 
 def latency(seconds: NDArray[np.float64], *, reference: NDArray[np.float64], rate: float, batch_size: int) -> Latency:
     """Sum up one form's runs; the speed-up is a ratio of medians taken in the same rounds."""
-    p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1e3
+    p50, p95, p99, *quantiles = (np.percentile(seconds, (50, 95, 99, *QUANTILES)) * 1e3).tolist()
     return Latency(
-        p50_ms=float(p50),
-        p95_ms=float(p95),
-        p99_ms=float(p99),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
         speedup=float(np.median(reference) / np.median(seconds)),
         runs=len(seconds),
         rows_per_second=rate,
         batch_size=batch_size,
+        quantiles_ms=tuple(quantiles),
+    )
+
+
+def _receipt(forms: Sequence[Form], ran: dict[str, Kernels], *, scratch: Path) -> Receipt | None:
+    if len(forms) == 1:
+        return None
+    float32, variant = forms[0], forms[-1]
+    return receipt(
+        load(scratch / float32.artifact), load(scratch / variant.artifact), ran[float32.name], ran[variant.name]
     )
 
 

@@ -1,11 +1,15 @@
 """Rewrites the places where exporters write a fixed batch size into a graph. A guess: the caller checks the rows."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from workers.formats.original import Array
 from workers.graphs import drop_unused_weights
+
+Array = npt.NDArray[Any]
 
 # The target's position among the inputs of operators that take a shape.
 _TARGET = 1

@@ -11,16 +11,25 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """How often two classifiers were right on the same rows."""
+    """How often two classifiers were right on the same rows; fractions of a row where a count is expected, not seen."""
 
-    both: int
-    only_variant: int
-    only_float32: int
-    neither: int
+    both: float
+    only_variant: float
+    only_float32: float
+    neither: float
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> float:
         return self.both + self.only_variant + self.only_float32 + self.neither
+
+    def scaled(self, factor: float) -> "Pairs":
+        """Return the same shares of `factor` times as many rows."""
+        return Pairs(
+            both=self.both * factor,
+            only_variant=self.only_variant * factor,
+            only_float32=self.only_float32 * factor,
+            neither=self.neither * factor,
+        )
 
 
 def proportion(count: int, *, rows: int) -> Proportion:
@@ -33,11 +42,11 @@ def proportion(count: int, *, rows: int) -> Proportion:
     return Proportion(value=count / rows, low=low, high=high, count=count, rows=rows)
 
 
-def wilson(count: int, *, rows: int) -> tuple[float, float]:
-    """Return the limits of the 95 % score interval, 0 to 1; `rows` is at least 1."""
+def wilson(count: float, *, rows: float) -> tuple[float, float]:
+    """Return the limits of the 95 % score interval, 0 to 1; `rows` is more than 0."""
     share, z2 = count / rows, Z_95**2
     middle = share + z2 / (2 * rows)
-    half = Z_95 * sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
+    half = Z_95 * sqrt(max(0.0, share * (1 - share)) / rows + z2 / (4 * rows**2))
     # rounding alone could put a limit a hair beyond the share itself
     return min(share, (middle - half) / (1 + z2 / rows)), max(share, (middle + half) / (1 + z2 / rows))
 

@@ -1,0 +1,48 @@
+"""Which rows are which: a hash of every row as it was sent, and its class. Decodes no image."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from workers.data.datasets import open_dataset
+from workers.data.rows import Row
+from workers.stages import RowSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """
+    Attributes:
+        first: by hash, the first row that has it.
+        repeated: rows that equal an earlier one.
+        classes: labels seen, where a row has one integer.
+    """
+
+    rows: int
+    first: dict[bytes, int]
+    repeated: list[int]
+    classes: frozenset[int]
+
+
+def identify(source: RowSource, *, scratch: Path) -> Identity:
+    """Hash every row of a source: its arrays, or the encoded image. 16 bytes a row are kept."""
+    dataset = open_dataset(scratch / source.path, format=source.format)
+    first: dict[bytes, int] = {}
+    repeated: list[int] = []
+    classes: set[int] = set()
+    for row in dataset.read(source.rows):
+        if first.setdefault(_digest(row), row.number) != row.number:
+            repeated.append(row.number)
+        if row.label is not None and np.ndim(row.label) == 0 and np.asarray(row.label).dtype.kind in "iu":
+            classes.add(int(row.label))
+    return Identity(rows=len(source.rows), first=first, repeated=repeated, classes=frozenset(classes))
+
+
+def _digest(row: Row) -> bytes:
+    digest = hashlib.blake2b(row.image or b"", digest_size=16)
+    for name, array in sorted(row.arrays.items()):
+        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
