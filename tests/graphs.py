@@ -1,6 +1,8 @@
 """Small models for tests, made on the spot: as torch modules, `.pt2` files and ONNX graphs."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,3 +64,34 @@ def save_dataset(path: Path, x: npt.NDArray[np.float32], labels: npt.NDArray[np.
     else:
         np.savez(path, x=x, labels=labels)
     return path
+
+
+Shape = Sequence[int | str | None]
+
+
+def small(
+    nodes: Sequence[onnx.NodeProto],
+    *,
+    inputs: Mapping[str, Shape],
+    outputs: Mapping[str, Shape],
+    weights: Mapping[str, Any],
+    opset: int = 20,
+    types: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """Build a graph of these nodes; its inputs and outputs are float32 unless `types` names another type."""
+    kinds = types or {}
+    said = [
+        [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape) for name, shape in each.items()]
+        for each in (inputs, outputs)
+    ]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
+    graph = helper.make_graph(list(nodes), "small", *said, tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def drawn(*shape: int, seed: int = 0, scale: float | None = None) -> npt.NDArray[np.float32]:
+    """Draw a weight; by default so that a layer keeps the size of what passes (He et al. 2015)."""
+    deviation = scale if scale is not None else float(np.sqrt(2 / max(1, int(np.prod(shape[1:])))))
+    return np.random.default_rng(seed).normal(0, deviation, shape).astype(np.float32)

@@ -178,6 +178,17 @@ class _AcrossRows(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
+def test_a_symbolic_batch_whose_rows_depend_on_each_other_counts_no_rows(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]),
+        helper.make_node("Sub", ["x", "m"], ["y"]),
+    ]
+    graph = graphs.small(nodes, inputs={"x": ("n", 4)}, outputs={"y": ("n", 4)}, weights={}, opset=17)
+    imported = _import(_onnx(tmp_path / "m.onnx", graph))
+    assert imported.said[0] == "x float32[?, 4]"
+    assert not imported.verified.signature.batched
+
+
 class _OneNumber(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.square().mean()
