@@ -28,6 +28,7 @@ from app.domain.errors import (
     WorkerLost,
     job_failure,
 )
+from workers import usage
 from workers.confinement import ALLOW_UNSANDBOXED, missing_protections
 from workers.limits import Limits
 from workers.stages import STAGES
@@ -37,6 +38,7 @@ __all__ = ["Limits", "missing_protections", "output_path", "run_stage"]
 
 OnProgress = Callable[[float, str], Awaitable[None]]
 OnLog = Callable[[str], Awaitable[None]]
+OnMemory = Callable[[int], None]
 
 RESULT = "result.json"
 POLL_SECONDS = 0.1
@@ -58,6 +60,7 @@ async def run_stage(
     limits: Limits,
     on_progress: OnProgress,
     on_log: OnLog,
+    on_memory: OnMemory | None = None,
     allow_unsandboxed: bool = False,
 ) -> Any:  # noqa: ANN401 - the record that `STAGES` names
     """Run a stage of `STAGES` in the sandbox and return its result record.
@@ -65,6 +68,7 @@ async def run_stage(
     Args:
         spec: the stage's record; its paths are relative to `scratch`.
         scratch: the only folder the stage may write to; a hostile stage may have left anything there.
+        on_memory: told every tenth of a second how many bytes of memory the stage holds.
 
     Raises:
         JobFailure: what the stage reported, or the limit it broke, or how it died.
@@ -74,7 +78,7 @@ async def run_stage(
     given = TypeAdapter[Any](entry.spec).dump_json(spec)
     async with _started(stage, scratch, limits=limits, allow_unsandboxed=allow_unsandboxed) as child:
         heard = _Heard()
-        guard = asyncio.create_task(_guard(child.process, scratch, limits))
+        guard = asyncio.create_task(_guard(child.process, scratch, limits, on_memory))
         await _all_or_none(
             guard,
             asyncio.create_task(_relay_output(child.output, heard, on_log=on_log, scratch=scratch)),
@@ -169,6 +173,7 @@ def _environment(scratch: Path, *, allow_unsandboxed: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from those they wait for
         ALLOW_UNSANDBOXED: "1" if allow_unsandboxed else "0",
     }
 
@@ -242,7 +247,7 @@ async def _tell(process: Process, spec: bytes) -> None:
         return  # it died before it read; how it died is what counts
 
 
-async def _guard(process: Process, scratch: Path, limits: Limits) -> JobFailure | None:
+async def _guard(process: Process, scratch: Path, limits: Limits, on_memory: OnMemory | None) -> JobFailure | None:
     """Wait for the process to end; end it and say why if it takes more than it may. Look once more at what it left."""
     deadline = time.monotonic() + limits.seconds
     while True:
@@ -252,6 +257,8 @@ async def _guard(process: Process, scratch: Path, limits: Limits) -> JobFailure 
             pass
         else:
             return await asyncio.to_thread(limits.broken_on_disk, scratch)
+        if on_memory is not None and (used := usage.of_process(process.pid)) is not None:
+            on_memory(used.memory_bytes)
         broken = await asyncio.to_thread(limits.broken_by, process.pid, scratch)
         if broken is None and time.monotonic() > deadline:
             broken = limits.out_of_time()

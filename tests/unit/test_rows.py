@@ -10,7 +10,14 @@ from app.domain.errors import DatasetUnfit
 from app.domain.recipes import PtqStatic
 from app.domain.reports import Environment, Latency, Report, Size
 from tests.unit.test_domain_records import DATASET, NOW
-from workers.jobs.rows import calibrated_by, choose_calibration, choose_evaluation
+from workers.jobs.rows import (
+    LEAST_SPARE,
+    Chosen,
+    calibrated_by,
+    choose_calibration,
+    choose_evaluation,
+    choose_selection,
+)
 
 LATENCY = Latency(p50_ms=1, p95_ms=1, p99_ms=1, speedup=1, runs=1, rows_per_second=1, batch_size=1)
 REPORT = Report(
@@ -81,3 +88,32 @@ def test_a_report_is_renamed_whole() -> None:
     renamed = REPORT.renamed("int8-2")
     assert (renamed.variant, list(renamed.latency), list(renamed.memory)) == ("int8-2", ["float32", "int8-2"], [])
     assert renamed.renamed("int8") == REPORT
+
+
+def _parted(*, calibration: int, spare: int, evaluation: int) -> tuple[Chosen, Chosen, Chosen]:
+    learning = replace(
+        DATASET, name="learning", rows=calibration + spare, upload=replace(DATASET.upload, sha256="1" * 64)
+    )
+    scoring = replace(DATASET, name="scoring", rows=evaluation)
+    learnt = choose_calibration(learning, rows=calibration, seed=0, hold_out=False)
+    given = choose_evaluation(scoring, calibration=learnt, given=True)
+    return learnt, *choose_selection(given, calibration=learnt, seed=0)
+
+
+def test_a_search_chooses_by_rows_that_calibration_left_over_where_there_are_enough() -> None:
+    learnt, selection, final = _parted(calibration=100, spare=LEAST_SPARE, evaluation=50)
+    assert (selection.use.dataset, selection.use.source, selection.use.rows) == ("learning:1", "held_out", LEAST_SPARE)
+    assert set(selection.rows).isdisjoint(learnt.rows)
+    assert len(final.rows) == 50
+
+
+def test_a_search_parts_the_evaluation_rows_where_there_are_not() -> None:
+    _, selection, final = _parted(calibration=100, spare=LEAST_SPARE - 1, evaluation=51)
+    assert (selection.use.dataset, selection.use.source) == ("scoring:1", "given")
+    assert (len(selection.rows), len(final.rows)) == (25, 26)
+    assert set(selection.rows).isdisjoint(final.rows)
+
+
+def test_a_search_with_one_row_to_score_is_refused() -> None:
+    with pytest.raises(DatasetUnfit, match="single row"):
+        _parted(calibration=10, spare=0, evaluation=1)

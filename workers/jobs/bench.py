@@ -51,14 +51,20 @@ class Bench:
     """Runs the steps of one attempt at a job and keeps its live state; `scratch` is the attempt's own folder.
 
     Redis being away for a while costs progress reports, not the job.
+
+    Attributes:
+        brought: SHA-256 by name of what lies in `in/` of the scratch folder already.
+        peak_bytes: the most memory that a stage of this attempt was seen to take.
     """
 
     def __init__(self, job: Job, workshop: Workshop) -> None:
         self.job = job
         self.workshop = workshop
         self.scratch = workshop.scratch
+        self.brought: dict[str, str] = {}
+        self.peak_bytes = 0
         self._told_at = 0.0
-        self._deadline = time.monotonic() + workshop.limits.seconds
+        self._began = time.monotonic()
 
     @asynccontextmanager
     async def step(self, name: str, *, until: float) -> AsyncIterator[None]:
@@ -69,38 +75,68 @@ class Bench:
         done = StepTime(step=name, seconds=round(time.monotonic() - began, 3))
         await self._tell(replace(self.job, percent=until, steps=(*self.job.steps, done)))
 
-    async def stage(self, stage: str, spec: object, *, gives: type[Result], until: float) -> Result:
-        """Run one stage in the sandbox inside a `step`, passing its progress on up to `until` percent."""
+    @property
+    def seconds(self) -> float:
+        """How long this attempt has lasted."""
+        return time.monotonic() - self._began
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it may still last."""
+        return self.workshop.limits.seconds - self.seconds
+
+    async def stage(
+        self,
+        stage: str,
+        spec: object,
+        *,
+        gives: type[Result],
+        until: float,
+        shown: str | None = None,
+        seconds: float | None = None,
+    ) -> Result:
+        """Run one stage in the sandbox inside a `step`, passing its progress on up to `until` percent.
+
+        Args:
+            shown: what the job says it is doing, whatever the stage says.
+            seconds: a tighter limit than the job's own.
+        """
         began = self.job.percent
 
         async def on_progress(share: float, words: str) -> None:
             if time.monotonic() - self._told_at >= _TELL_EVERY_SECONDS:
-                await self._tell(replace(self.job, percent=round(began + share * (until - began), 1), step=words))
+                percent = min(until, max(began, round(began + share * (until - began), 1)))  # never back, by rounding
+                await self._tell(replace(self.job, percent=percent, step=shown or words))
+
+        def on_memory(memory_bytes: int) -> None:
+            self.peak_bytes = max(self.peak_bytes, memory_bytes)
 
         result = await run_stage(
             stage,
             spec,
             scratch=self.scratch,
-            limits=self._limits(),
+            limits=self._limits(seconds),
             on_progress=on_progress,
-            on_log=self._log,
+            on_log=self.log,
+            on_memory=on_memory,
             allow_unsandboxed=self.workshop.allow_unsandboxed,
         )
         if not isinstance(result, gives):
             raise TypeError(f"stage {stage} gave {type(result).__name__}, not {gives.__name__}")
         return result
 
-    def _limits(self) -> Limits:
+    def _limits(self, seconds: float | None) -> Limits:
         """Return what a stage may take: of time, what the job has left."""
-        left = self._deadline - time.monotonic()
+        left = self.seconds_left
         if left <= 0:
             raise OutOfTime(
                 f"The job was stopped before {self.job.step!r}: it may take {self.workshop.limits.seconds:g} seconds "
                 "(OCTET_JOB_TIMEOUT_SECONDS). Send fewer rows, or raise the limit."
             )
-        return replace(self.workshop.limits, seconds=left)
+        return replace(self.workshop.limits, seconds=left if seconds is None else min(left, seconds))
 
-    async def _log(self, line: str) -> None:
+    async def log(self, line: str) -> None:
+        """Add a line to the job's log."""
         try:
             await self.workshop.live.append_log(self.job.id, [line])
         except QueueUnavailable as error:

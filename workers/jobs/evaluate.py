@@ -5,8 +5,9 @@ from app.domain.names import Reference
 from app.domain.variants import FLOAT32
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring_artifact
-from workers.jobs.measuring import forms_beside, make_report, measure_costs, measure_score
-from workers.jobs.quantize import find_dataset
+from workers.jobs.lookup import find_dataset
+from workers.jobs.measuring import forms_beside, measure_costs, measure_score
+from workers.jobs.reporting import Evidence, make_report
 from workers.jobs.rows import calibrated_by, choose_evaluation
 from workers.stages import Form
 
@@ -33,6 +34,7 @@ async def evaluate(bench: Bench) -> str | None:
     costs = await measure_costs(bench, forms, variant.signature, until=50)
     score = await measure_score(bench, costs.forms, model, evaluation=chosen, until=95)
     async with bench.step("publishing", until=100):
-        report = make_report(variant, float32=float32, costs=costs, score=score, evaluation=chosen.use)
+        evidence = Evidence(costs=costs, score=score, evaluation=chosen.use)
+        report = make_report(variant, evidence, float32=float32)
         await workshop.history.keep_report(job.id, report)
     return variant.name

@@ -8,7 +8,8 @@ from app.domain.names import Reference
 from app.domain.variants import FLOAT32, Execution, Variant
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring, inspect, keep_only
-from workers.jobs.measuring import forms_beside, make_report, measure_costs
+from workers.jobs.measuring import forms_beside, measure_costs
+from workers.jobs.reporting import Evidence, make_report
 from workers.sandbox import output_path
 from workers.stages import (
     ConvertResult,
@@ -63,9 +64,8 @@ async def _publish(bench: Bench, upload: Upload, converted: ConvertResult, verif
         job=bench.job.id,
         created_at=datetime.now(UTC),
     )
-    report = make_report(
-        variant, float32=variant, costs=costs, conversion=verified.conversion, made_with=converted.libraries
-    )
+    evidence = Evidence(costs=costs, conversion=verified.conversion)
+    report = make_report(variant, evidence, float32=variant, made_with=converted.libraries)
     async with bench.step("publishing", until=100):
         with output_path(bench.scratch, converted.artifact).open("rb") as file:
             await bench.workshop.variants.publish(variant, artifact=file, report=report)
@@ -104,6 +104,7 @@ async def _import_dataset(bench: Bench) -> None:
             arrays=found.arrays,
             labelled=found.labelled,
             classes=found.classes,
+            labels=found.labels,
             imported_at=datetime.now(UTC),
         )
         await shelf.publish(manifest)

@@ -1,14 +1,13 @@
-"""From forms to a report: the measuring steps that importing, quantizing and evaluating share."""
+"""From forms to numbers: the measuring steps that importing, quantizing and evaluating share."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from app.domain.evidence import DataUse
+from app.domain.evidence import Receipt
 from app.domain.models import ModelManifest
-from app.domain.reports import ConversionCheck, Environment, Kernels, Latency, Memory, Report, Size
+from app.domain.reports import Environment, Kernels, Latency, Memory
 from app.domain.tensors import Signature
-from app.domain.variants import FLOAT32, Execution, Variant
+from app.domain.variants import FLOAT32, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring_rows
 from workers.jobs.rows import Chosen
@@ -30,6 +29,7 @@ class Costs:
     kernels: dict[str, Kernels]
     memory: dict[str, Memory]
     environment: Environment
+    receipt: Receipt | None = None
 
 
 def forms_beside(float32: str, *, variant: Form | None = None) -> tuple[Form, ...]:
@@ -62,7 +62,14 @@ async def measure_costs(bench: Bench, forms: Sequence[Form], signature: Signatur
             weigh = WeighSpec(form=form, signature=signature)
             weighed = await bench.stage("weigh", weigh, gives=WeighResult, until=until)
             memory[form.name] = weighed.memory
-    return Costs(forms=ran, latency=timed.latency, kernels=timed.kernels, memory=memory, environment=timed.environment)
+    return Costs(
+        forms=ran,
+        latency=timed.latency,
+        kernels=timed.kernels,
+        memory=memory,
+        environment=timed.environment,
+        receipt=timed.receipt,
+    )
 
 
 async def measure_score(
@@ -75,55 +82,3 @@ async def measure_score(
             forms=tuple(forms), signature=model.signature, evaluation=rows, classes=evaluation.dataset.classes
         )
         return await bench.stage("score", spec, gives=ScoreResult, until=until)
-
-
-def make_report(
-    variant: Variant,
-    *,
-    float32: Variant,
-    costs: Costs,
-    score: ScoreResult | None = None,
-    calibration: DataUse | None = None,
-    evaluation: DataUse | None = None,
-    conversion: ConversionCheck | None = None,
-    made_with: Mapping[str, str] | None = None,
-) -> Report:
-    """Put what was measured into one record.
-
-    Args:
-        made_with: versions of the libraries that made the artifact, which may not be those that measured it.
-    """
-    return Report(
-        model=variant.model,
-        version=variant.version,
-        variant=variant.name,
-        artifact_sha256=variant.artifact.sha256,
-        recipe=variant.recipe,
-        size=Size(
-            bytes=variant.artifact.size_bytes,
-            float32_bytes=float32.artifact.size_bytes,
-            ratio=round(variant.artifact.size_bytes / float32.artifact.size_bytes, 4),
-        ),
-        calibration=calibration,
-        evaluation=evaluation,
-        accuracy=score.accuracy if score else None,
-        fidelity=score.fidelity if score else {},
-        latency=costs.latency,
-        memory=costs.memory,
-        kernels=costs.kernels,
-        conversion=conversion,
-        environment=replace(costs.environment, libraries={**costs.environment.libraries, **(made_with or {})}),
-        notes=_notes(score=score, costs=costs, evaluation=evaluation),
-        created_at=datetime.now(UTC),
-    )
-
-
-def _notes(*, score: ScoreResult | None, costs: Costs, evaluation: DataUse | None) -> tuple[str, ...]:
-    notes: list[str] = []
-    if score is not None and score.accuracy is None:
-        notes.append("The evaluation rows have no labels that fit the first output, so there is no accuracy.")
-    if evaluation is not None and evaluation.source == "held_out":
-        notes.append("No evaluation dataset was given: rows that calibration left over scored.")
-    if not any(form.execution.float_precision == BFLOAT16 for form in costs.forms):
-        notes.append("The engine does not compute in bfloat16 on this CPU, so float32 and the variant stand alone.")
-    return tuple(notes)

@@ -10,6 +10,12 @@ from app.domain.evidence import DataUse
 from app.domain.recipes import PtqStatic, WeightOnly
 from app.domain.reports import Report
 
+LEAST_SPARE = 200
+"""How many rows calibration has to leave over for them to choose: fewer tell candidates apart by chance alone."""
+
+MOST_SELECTION = 2000
+"""With more, a search would mostly answer rows."""
+
 _HELD_OUT_SHARE = 4
 
 
@@ -58,6 +64,46 @@ def choose_evaluation(dataset: DatasetManifest, *, calibration: Chosen | None, g
     return _chosen(dataset, rows, source="given" if given else "held_out", seed=None)
 
 
+def choose_selection(evaluation: Chosen, *, calibration: Chosen, seed: int) -> tuple[Chosen, Chosen]:
+    """Part what a search chooses by from what scores the one it chose.
+
+    Rows that calibration left over choose, if there are enough of them and they are labelled like the evaluation
+    rows, which then all score. Else the evaluation rows are parted at random, and at most half of them choose.
+
+    Returns:
+        The rows of the selection, and those of the final score.
+
+    Raises:
+        DatasetUnfit: a single row cannot do both.
+    """
+    spare = _spare(evaluation, calibration)
+    if len(spare) >= LEAST_SPARE:
+        picked = _sample(spare, MOST_SELECTION, seed=seed)
+        return _chosen(calibration.dataset, picked, source="held_out", seed=seed), evaluation
+    half = len(evaluation.rows) // 2
+    if half < 1:
+        raise DatasetUnfit(
+            f"Dataset {evaluation.dataset.name!r} has a single row to score with, and a search needs other rows to "
+            "choose by: send more rows."
+        )
+    picked = _sample(evaluation.rows, min(half, MOST_SELECTION), seed=seed)
+    rest = tuple(sorted(set(evaluation.rows) - set(picked)))
+    source = evaluation.use.source
+    return (
+        _chosen(evaluation.dataset, picked, source=source, seed=seed),
+        _chosen(evaluation.dataset, rest, source=source, seed=seed),
+    )
+
+
+def some_of(chosen: Chosen, most: int) -> Chosen:
+    """Return at most so many of these rows, evenly spread."""
+    rows = chosen.rows
+    if len(rows) <= most:
+        return chosen
+    spread = tuple(rows[number * len(rows) // most] for number in range(most))
+    return _chosen(chosen.dataset, spread, source=chosen.use.source, seed=chosen.use.seed)
+
+
 def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
     """Return the rows of a dataset that calibrated the variant a report is about; None if it was another dataset."""
     recipe, use = report.recipe, report.calibration
@@ -72,6 +118,19 @@ def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
         if chosen.use.sha256 == use.sha256:
             return chosen
     return None
+
+
+def _spare(evaluation: Chosen, calibration: Chosen) -> tuple[int, ...]:
+    """Return which rows of the calibration dataset are free to choose by."""
+    dataset, other = calibration.dataset, evaluation.dataset
+    alike = dataset.label_kind == other.label_kind and dataset.classes == other.classes
+    if _same(dataset, other) or not alike:
+        return ()
+    return tuple(sorted(set(range(dataset.rows)) - set(calibration.rows)))
+
+
+def _sample(rows: tuple[int, ...], most: int, *, seed: int) -> tuple[int, ...]:
+    return tuple(sorted(random.Random(seed).sample(rows, min(most, len(rows)))))  # noqa: S311 - not a secret
 
 
 def _same(one: DatasetManifest, other: DatasetManifest) -> bool:

@@ -1,0 +1,148 @@
+"""Which recipes to try on a model, in what order: pure functions of what it is made of and of the trials so far.
+
+So an attempt that takes over another's trials goes on exactly where that one was.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from app.domain.errors import RecipeInvalid
+from app.domain.recipes import Auto, Cast, PtqDynamic, PtqStatic, Single, WeightOnly
+from app.domain.reports import Kernels
+from app.domain.search import Trial
+from workers.jobs.search.choice import measured, pick
+
+LEAST_SHARE = 0.1
+"""Share of float32's time that a kind of layer must take for the recipes made for it to be tried."""
+
+DEAR, DEARER = 4.0, 6.0
+"""How many times as long as another trial one from the `.pt2`, and one with learned rounding, is taken to last."""
+
+_CONVOLUTIONS = ("Convolution", "Deconvolution")
+_PRODUCTS = ("FullyConnected", "GatherMatMul", "MatMul", "MHA", "ScaledDotProductAttention")
+_RECURRENT = ("RNNCell", "RNNSeq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Where a model's float32 time goes, as shares of it, and what its upload allows.
+
+    Attributes:
+        torch_export: whether toolchains that start from the `.pt2` can be tried.
+    """
+
+    convolutions: float
+    products: float
+    recurrent: float
+    torch_export: bool
+
+    @classmethod
+    def of(cls, kernels: Kernels, *, torch_export: bool) -> "Profile":
+        """Read it from float32's runtime graph."""
+        total = sum(layer.microseconds for layer in kernels.layers) or 1.0
+
+        def share(kinds: Sequence[str]) -> float:
+            return sum(layer.microseconds for layer in kernels.layers if layer.kind in kinds) / total
+
+        return cls(
+            convolutions=share(_CONVOLUTIONS),
+            products=share(_PRODUCTS),
+            recurrent=share(_RECURRENT),
+            torch_export=torch_export,
+        )
+
+
+def key_of(recipe: Single) -> str:
+    """Return the 16 hex digits that name a recipe's trial."""
+    return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def opening(profile: Profile, request: Auto) -> list[Single]:
+    """Return what is tried whatever the trials say: bfloat16 and the toolchains' defaults, cheapest first."""
+    static = _static(request, toolchain="nncf")
+    found: list[Single] = [Cast(), _static(request, toolchain="ort"), static, replace(static, activations="asymmetric")]
+    if profile.products + profile.recurrent >= LEAST_SHARE:
+        found += [PtqDynamic(), WeightOnly()]
+    return found
+
+
+def late(profile: Profile, request: Auto) -> list[Single]:
+    """Return the dear default of a toolchain that starts from the `.pt2`: once the best of the others is refined."""
+    return [_static(request, toolchain="torchao")] if profile.torch_export else []
+
+
+def refinement(profile: Profile, trials: Mapping[str, Trial], *, base: PtqStatic) -> tuple[PtqStatic, PtqStatic | None]:
+    """Go through the settings one by one, keeping each that wins over the best so far.
+
+    Returns:
+        The best so far, and the next recipe to try; None when every setting has been tried.
+    """
+    for changes in _settings(profile):
+        changed = _changed(base, changes, trials)
+        if changed is None or changed == base:
+            continue
+        trial = trials.get(key_of(changed))
+        if trial is None:
+            return base, changed
+        if trial.failure is None and _wins(trial, trials.get(key_of(base))):
+            base = changed
+    return base, None
+
+
+def narrow(request: Auto, profile: Profile) -> list[Single]:
+    """Return what stores weights in 4 bits, cheapest first: tried only where a size is asked for that 8 bits miss."""
+    found: list[Single] = []
+    if profile.products + profile.recurrent >= LEAST_SHARE:
+        found += [WeightOnly(bits=4), WeightOnly(bits=4, rounding="gptq", calibration_rows=_few(request))]
+    if profile.convolutions >= LEAST_SHARE:
+        found += [WeightOnly(bits=4, rounding="adaround", calibration_rows=_few(request), seed=request.seed)]
+    return found
+
+
+def seconds_factor(recipe: Single) -> float:
+    """Return how many times as long as a plain one a trial of this recipe is taken to last."""
+    if isinstance(recipe, (PtqStatic, WeightOnly)) and recipe.rounding != "nearest":
+        return DEARER
+    return DEAR if recipe.toolchain == "torchao" else 1.0
+
+
+def _settings(profile: Profile) -> Iterator[dict[str, Any]]:
+    yield {"float_layers": "fallbacks"}
+    yield {"bias_correction": "none"}
+    if profile.products >= LEAST_SHARE:
+        yield {"smooth_quant": 0.5}
+    yield {"observer": "mse"}
+    if profile.convolutions >= LEAST_SHARE:
+        yield {"channel_equalization": True}
+    yield {"observer": "percentile", "percentile": 99.99}
+    yield {"bias_correction": "fast"}
+    yield {"float_precision": "bfloat16"}
+
+
+def _changed(base: PtqStatic, changes: dict[str, Any], trials: Mapping[str, Trial]) -> PtqStatic | None:
+    """Return the recipe with one setting changed; None if its toolchain has none such, or there is nothing to do."""
+    if "float_layers" in changes:
+        trial = trials.get(key_of(base))
+        more = tuple(name for name in (trial.fallbacks if trial else ()) if name not in base.float_layers)
+        return replace(base, float_layers=(*base.float_layers, *more)) if more else None
+    if "observer" in changes:
+        changes = {"percentile": None, **changes}
+    try:
+        return replace(base, **changes)
+    except RecipeInvalid:
+        return None
+
+
+def _wins(trial: Trial, base: Trial | None) -> bool:
+    return base is None or not measured([base]) or pick([base, trial]) is trial
+
+
+def _static(request: Auto, **fields: Any) -> PtqStatic:  # noqa: ANN401 - fields of the record, which checks them
+    return PtqStatic(calibration_rows=request.calibration_rows, seed=request.seed, fallback="keep", **fields)
+
+
+def _few(request: Auto) -> int:
+    return min(128, request.calibration_rows)
