@@ -9,7 +9,7 @@ from app.api import documentation, errors
 from app.api.dependencies import Services
 from app.api.middleware import LingeringClose, Observed
 from app.api.resolution import Resolver
-from app.api.routes import datasets, jobs, models, operations, predict, protocol, quantize, variants
+from app.api.routes import datasets, jobs, models, operations, predict, protocol, quantize, reports, variants
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -43,7 +43,7 @@ def build_api(*, version: str, lifespan: Lifespan) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    for routes in (models, datasets, variants, jobs, quantize, predict, protocol, operations):
+    for routes in (models, datasets, variants, reports, jobs, quantize, predict, protocol, operations):
         app.include_router(routes.router)
     documentation.install(app)
     errors.register(app)

@@ -148,6 +148,9 @@ def _as_openapi_3_0(schema: Mapping[str, Any]) -> dict[str, Any]:
     made = {key: value if key.startswith("example") else _rewritten(value) for key, value in schema.items()}
     if "const" in made:
         made["enum"] = [made.pop("const")]
+    if "prefixItems" in made:  # 3.0 knows lists of one kind alone, and so are all of ours
+        kinds: Any = made.pop("prefixItems")
+        made["items"] = kinds[0]
     options: Any = made.get("anyOf", ())
     if {"type": "null"} in options:
         _make_nullable(made)

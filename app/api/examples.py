@@ -56,6 +56,39 @@ UPLOADED_DATASET: Example = {**DATASET, "state": "importing", "manifest": None}
 
 RECIPE: Example = {"technique": "ptq_static", "calibration_rows": 300}
 
+RECIPES: dict[str, tuple[str, Example]] = {
+    "auto": (
+        "search for the fastest variant that keeps a budget",
+        {
+            "technique": "auto",
+            "budget": {"metric": "top1", "max_drop": 0.005, "max_latency_ms": None, "max_size_bytes": None},
+            "time_limit_seconds": 900,
+        },
+    ),
+    "mixed": (
+        "8 bits, two layers in bfloat16",
+        {
+            "technique": "ptq_static",
+            "activations": "asymmetric",
+            "observer": "mse",
+            "bias_correction": "full",
+            "float_layers": ["/conv1/Conv", "/linear/Gemm"],
+            "float_precision": "bfloat16",
+        },
+    ),
+    "learned": (
+        "4-bit weights with learned rounding",
+        {"technique": "ptq_static", "weight_bits": 4, "rounding": "adaround"},
+    ),
+    "weight_only": (
+        "weights in 4 bits, groups of 64, AWQ",
+        {"technique": "weight_only", "bits": 4, "group_size": 64, "awq": True},
+    ),
+    "ptq_dynamic": ("transformers and recurrent nets, without rows", {"technique": "ptq_dynamic"}),
+    "cast": ("weights in half the bits", {"technique": "cast", "precision": "bfloat16"}),
+}
+"""By name: what it does, and the recipe."""
+
 VARIANT: Example = {
     "model": "resnet20",
     "version": 1,
@@ -66,11 +99,12 @@ VARIANT: Example = {
         "sha256": _SHA256,
         "media_type": "application/onnx",
     },
-    "execution": {"engine": "openvino", "float_precision": "float32"},
+    "execution": {"engine": "openvino", "float_precision": "float32", "dynamic_group_size": 0},
     "signature": _SIGNATURE,
     "recipe": RECIPE,
     "job": _JOB_ID,
     "created_at": _TIME,
+    "max_batch_size": None,
 }
 
 ROUTE: Example = {"number": 1, "model": "resnet20", "version": 1, "variant": "int8", "created_at": _TIME}
@@ -109,6 +143,8 @@ QUANTIZE: Example = {
 EVALUATE: Example = {"kind": "evaluate", "model": "resnet20", "variant": "int8", "evaluation": "cifar-test:1"}
 
 _PROPORTION = {"value": 0.92, "low": 0.914, "high": 0.925, "count": 9200, "rows": 10000}
+_INTERVAL = {"value": 0.92, "low": 0.914, "high": 0.925}
+_DROP = {"value": 0.0012, "low": -0.001, "high": 0.0034}
 _LATENCY = {
     "p50_ms": 0.4,
     "p95_ms": 0.5,
@@ -136,7 +172,10 @@ REPORT: Example = {
         "classes": [{"name": "cat", "rows": 1000, "float32": 0.84, "variant": 0.838}],
     },
     "fidelity": {"int8": {"agreement": _PROPORTION, "sqnr_db": 27.4, "cosine": 0.998, "kl": 0.002}},
-    "latency": {"float32": {**_LATENCY, "p50_ms": 1.04, "speedup": 1.0}, "int8": _LATENCY},
+    "latency": {
+        "float32": {**_LATENCY, "p50_ms": 1.04, "p95_ms": 1.1, "p99_ms": 1.2, "speedup": 1.0},
+        "int8": _LATENCY,
+    },
     "memory": {"int8": {"pss_bytes": 90000000, "peak_bytes": 120000000, "added_bytes": 4000000}},
     "kernels": {
         "int8": {
@@ -165,7 +204,53 @@ REPORT: Example = {
     },
     "notes": [],
     "created_at": _TIME,
-    "schema_version": 1,
+    "execution": {"engine": "openvino", "float_precision": "float32", "dynamic_group_size": 0},
+    "metrics": [
+        {
+            "name": "top1",
+            "rows": 10000,
+            "measured": {"float32": _INTERVAL, "int8": _INTERVAL},
+            "drop": _DROP,
+            "p_value": 0.37,
+            "method": "Newcombe 1998, method 10",
+            "changed": [82, 70],
+            "classes": [],
+        }
+    ],
+    "verdict": {
+        "budget": {"metric": "top1", "max_drop": 0.005, "max_latency_ms": None, "max_size_bytes": None},
+        "outcome": "kept",
+        "drop": _DROP,
+        "rows": 10000,
+        "rows_needed": None,
+        "reason": "The drop is at most 0.34 points on 10,000 rows, within the budget of 0.5.",
+    },
+    "receipt": {
+        "layers": [
+            {
+                "name": "/conv1/Conv",
+                "kind": "Convolution",
+                "quantized": True,
+                "float32": {"precision": "f32", "implementation": "brgconv_avx512", "microseconds": 63.0},
+                "variant": {"precision": "u8", "implementation": "brgconv_avx512_i8", "microseconds": 21.0},
+            }
+        ],
+        "fallbacks": [],
+        "conversion_share": 0.09,
+        "conversions": ["Reorder_17"],
+    },
+    "findings": [
+        {"code": "duplicates", "severity": "note", "message": "3 evaluation rows appear twice.", "rows": [4, 90, 91]}
+    ],
+    "diagnosis": [
+        {
+            "question": "Why is it not faster?",
+            "answer": ["9 % of the time goes into conversions."],
+            "next": ["Quantize the layers between them too."],
+        }
+    ],
+    "invariance": {"invariant": True, "largest_difference": 0.0, "rows": 16, "batch_size": 8},
+    "schema_version": 2,
 }
 
 LOG = "12:00:01 convert: reading resnet20.pt2\n"
@@ -197,6 +282,7 @@ MODEL_METADATA: Example = {
     "platform": "openvino_onnx",
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 32, 32]}],
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
+    "properties": {},
 }
 SERVER_METADATA: Example = {"name": "octet", "version": "0.1.0", "extensions": []}
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from app.api.dependencies import Services
 from app.api.multipart import Part
-from app.api.orders import Sources, check_rows, quantize_job
+from app.api.orders import Sources, check_possible, check_rows, quantize_job
 from app.api.schemas.recipes import parse_preprocessing, parse_recipe
 from app.api.submission import submit
 from app.api.uploads import Form, announce_dataset, announce_model, receive
@@ -83,15 +83,16 @@ def _read(fields: dict[str, str]) -> Options:
 
 
 async def _queue(services: Services, options: Options, uploads: dict[str, Upload], *, undo: AsyncExitStack) -> Job:
-    await announce_model(services, uploads["model"], undo=undo)
-    for purpose in FILES[1:]:
-        if purpose in uploads:
-            await announce_dataset(services, uploads[purpose], undo=undo)
     sources = Sources(
         model=Entry(upload=uploads["model"]),
         calibration=_entry(uploads, "calibration"),
         evaluation=_entry(uploads, "evaluation"),
     )
+    check_possible(options.recipe, sources)
+    await announce_model(services, uploads["model"], undo=undo)
+    for purpose in FILES[1:]:
+        if purpose in uploads:
+            await announce_dataset(services, uploads[purpose], undo=undo)
     job = quantize_job(uuid4().hex, sources, recipe=options.recipe, variant=options.variant)
     await submit(services, job, after=sources.after(), undo=undo)
     return job

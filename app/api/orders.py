@@ -9,11 +9,11 @@ from app.api.references import plain_reference
 from app.catalogue.shelf import Entry
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import NameTaken, RecipeInvalid, RequestInvalid, VariantNotFound
-from app.domain.fit import check_fit
+from app.domain.fit import check_fit, check_metric
 from app.domain.jobs import Job, JobKind
-from app.domain.models import ModelManifest, ReadyState
+from app.domain.models import ModelFormat, ModelManifest, ReadyState
 from app.domain.names import check_name
-from app.domain.recipes import Recipe
+from app.domain.recipes import Auto, PtqStatic, Recipe
 from app.domain.variants import FLOAT32
 
 
@@ -58,11 +58,12 @@ async def order_quantize(
     """Return a quantize job and the jobs it waits for.
 
     Raises:
-        NotFound, ModelNotReady, SignatureMismatch, RecipeInvalid, NameTaken: it could not be done.
+        NotFound, ModelNotReady, SignatureMismatch, RecipeInvalid, DatasetUnfit, NameTaken: it could not be done.
     """
     check_rows(recipe, calibration=calibration is not None, evaluation=evaluation is not None)
     sources = await _sources(services, model=model, calibration=calibration, evaluation=evaluation)
     after = sources.after()
+    check_possible(recipe, sources)
     if variant is not None:
         await _check_free(services, sources.model, variant)
     return quantize_job(job, sources, recipe=recipe, variant=variant), after
@@ -116,6 +117,34 @@ def check_rows(recipe: Recipe, *, calibration: bool, evaluation: bool) -> None:
         )
     if recipe.needs_calibration and not calibration:
         raise RecipeInvalid(f"The technique {recipe.technique} needs a calibration dataset: send one.")
+
+
+def check_possible(recipe: Recipe, sources: Sources) -> None:
+    """Check what is known of the uploads already: the model's format, and the labels that a budget needs.
+
+    Raises:
+        RecipeInvalid: the toolchain does not start from such a file.
+        DatasetUnfit: the rows that score lack the labels of the budget's metric.
+    """
+    if isinstance(recipe, PtqStatic) and recipe.toolchain == "torchao":
+        _check_exported(sources.model)
+    scoring = sources.evaluation or sources.calibration
+    if isinstance(recipe, Auto) and recipe.budget.metric is not None and scoring and scoring.manifest is not None:
+        check_metric(recipe.budget.metric, scoring.manifest)
+
+
+def _check_exported(model: Entry[ModelManifest]) -> None:
+    """Check that a model is a `.pt2`: by its content once it is imported, by its name before."""
+    known = model.manifest.format if model.manifest is not None else _by_name(model.upload.file)
+    if known not in (None, ModelFormat.TORCH_EXPORT):
+        raise RecipeInvalid(
+            f"The toolchain 'torchao' starts from a torch.export file (.pt2), but {_label(model)} was uploaded as "
+            f"{model.upload.file[:80]!r}: take nncf or ort, or upload the .pt2."
+        )
+
+
+def _by_name(file: str) -> ModelFormat | None:
+    return ModelFormat.ONNX if file.lower().endswith(".onnx") else None
 
 
 async def _sources(services: Services, *, model: str, calibration: str | None, evaluation: str | None) -> Sources:

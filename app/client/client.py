@@ -135,6 +135,10 @@ class Octet:
         """Return what was measured about a variant, such as `resnet20@int8`."""
         return self._transport.get(f"{_variant_path(reference)}/report", Report)
 
+    def report_page(self, reference: str) -> str:
+        """Return the same as one HTML page for a reader, which needs nothing else."""
+        return self._transport.send("GET", f"{_variant_path(reference)}/report.html").text
+
     def download(self, reference: str, *, to: Path) -> Path:
         """Bring a variant's artifact to a file, or into a folder under a name of its own; return the file's path.
 
@@ -179,6 +183,7 @@ class Octet:
         """Ask for a variant; follow or wait for the job that makes it.
 
         Args:
+            recipe: any record of `app.domain.recipes`, such as `Auto(budget=Budget(max_drop=0.005))`.
             calibration: the dataset whose rows set the ranges; `cast` needs none.
             evaluation: the dataset whose rows score; None takes rows that calibration left over.
             variant: the name to publish under; None takes the recipe's.
@@ -231,8 +236,12 @@ class Octet:
         return self._transport.get(_job_path(job_id), Job)
 
     def job_report(self, job_id: str) -> Report:
-        """Return what an `evaluate` job measured."""
+        """Return what an `evaluate` job measured, or a `quantize` job that failed on what it had measured."""
         return self._transport.get(f"{_job_path(job_id)}/report", Report)
+
+    def job_report_page(self, job_id: str) -> str:
+        """Return the same as one HTML page for a reader."""
+        return self._transport.send("GET", f"{_job_path(job_id)}/report.html").text
 
     def follow(self, job_id: str, *, timeout_seconds: float = math.inf) -> Iterator[Job]:
         """Yield a job whenever it changes, until it is final; a broken connection is taken up where it broke.

@@ -42,6 +42,7 @@ class DatasetFacts:
     arrays: tuple[ArraySpec, ...]
     labelled: bool
     classes: tuple[str, ...]
+    labels: ArraySpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

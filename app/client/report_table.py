@@ -5,6 +5,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from app.client.report_evidence import (
+    diagnosis_lines,
+    finding_lines,
+    metrics_view,
+    search_sentences,
+    verdict_line,
+)
 from app.domain.reports import Proportion, Report
 from app.domain.variants import FLOAT32
 
@@ -13,14 +20,18 @@ NOT_MEASURED = "-"
 
 
 def report_view(report: Report, *, width: int) -> RenderableType:
-    """Return the table, and below it what changed, which kernels ran and the report's notes."""
+    """Return the table, and below it verdict and metrics, what changed, which kernels ran, findings and diagnosis."""
     table = _wide(report) if _wide_width(report) <= width else _narrow(report)
-    return Group(table, *(Text(sentence) for sentence in sentences(report)))
+    parts = (verdict_line(report), table, metrics_view(report, width=width))
+    words = [Text(sentence) for sentence in sentences(report)]
+    told = (*words, *finding_lines(report), *diagnosis_lines(report))
+    return Group(*(part for part in parts if part is not None), *told)
 
 
 def sentences(report: Report) -> list[str]:
     """Say in words what the table has no column for."""
-    said = [_flips(report), _kernels(report), *report.notes]
+    searched = search_sentences(report.search) if report.search else ()
+    said = [*searched, _flips(report), _kernels(report), _invariance(report), *report.notes]
     return [sentence for sentence in said if sentence]
 
 
@@ -86,6 +97,12 @@ def _kernels(report: Report) -> str:
     total = kernels.int8_layers + kernels.float_layers
     share = _percent(kernels.int8_share, digits=0)
     return f"The engine ran {kernels.int8_layers} of {total} layers in int8: {share} of the time."
+
+
+def _invariance(report: Report) -> str:
+    if report.invariance is None or report.invariance.invariant:
+        return ""
+    return "A row's answer depends on the rows beside it, so the variant answers one row at a time."
 
 
 def _wide_width(report: Report) -> int:

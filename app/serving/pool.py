@@ -8,7 +8,7 @@ from app.domain.errors import VariantNotReady
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.variants import Variant
 from app.serving.keeper import Fetch, Keeper
-from app.serving.requests import check
+from app.serving.requests import check, check_own_limit
 from app.serving.runner import RunnerDied
 from app.serving.terms import Arrays, EncodedImage, Inference, LoadedVariant, Observer, PoolLimits, RunnerMemory
 
@@ -48,6 +48,7 @@ class RunnerPool:
         request = check(
             variant.signature, inputs, preprocessing=preprocessing, max_batch_size=self._limits.max_batch_size
         )
+        check_own_limit(variant, request)
         deadline = time.monotonic() + self._limits.request_timeout_seconds
         keeper = await self._keeper(variant, deadline=deadline)
         with keeper.used():

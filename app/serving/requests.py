@@ -9,6 +9,7 @@ import numpy.typing as npt
 from app.domain.errors import BatchTooLarge, RequestInvalid, SignatureMismatch
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, Signature, TensorSpec
+from app.domain.variants import Variant
 from app.serving.terms import Arrays, EncodedImage
 
 
@@ -44,6 +45,20 @@ def check(
         _check_array(spec, inputs)
     rows = _check_rows(signature, inputs, max_batch_size)
     return Request(arrays=inputs, image=None, preprocessing=None, rows=rows)
+
+
+def check_own_limit(variant: Variant, request: Request) -> None:
+    """Check that a request is not larger than the variant may answer at once.
+
+    Raises:
+        BatchTooLarge: it is; a row's answer could depend on the rows beside it.
+    """
+    most = variant.max_batch_size
+    if most is not None and request.rows > most:
+        raise BatchTooLarge(
+            f"The request has {request.rows} rows, but {variant.model}:{variant.version}@{variant.name} takes at most "
+            f"{most} at once, because a row's answer may depend on its neighbours: send the rows in parts."
+        )
 
 
 def storage(dtype: DType) -> np.dtype[Any]:

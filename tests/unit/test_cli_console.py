@@ -30,6 +30,13 @@ def test_progress_is_a_line_per_step_on_stderr(capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_the_trials_of_a_search_are_shown_as_they_go(capsys: pytest.CaptureFixture[str]) -> None:
+    trials = [replace(RUNNING, percent=30.0 + n, step=f"trial {n}: nncf ptq_static") for n in (1, 2)]
+    console.show_live(QUEUED, changes=[*trials, DONE])
+    shown = capsys.readouterr().err
+    assert " 31 % quantize m:1: trial 1: nncf ptq_static\n 32 % quantize m:1: trial 2: nncf ptq_static\n" in shown
+
+
 def test_a_second_attempt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_live(QUEUED, changes=[replace(RUNNING, attempt=2)])
     assert "calibrate (attempt 2)" in capsys.readouterr().err

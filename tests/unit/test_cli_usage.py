@@ -22,6 +22,10 @@ def octet(*words: str) -> Result:
         ["quantize", "m", "--bogus"],
         ["quantize", "m", "--bias-correction", "some"],
         ["quantize", "m", "--technique", "cast", "--seed", "1"],
+        ["quantize", "m", "--auto", "--technique", "cast"],
+        ["quantize", "m", "--technique", "cast", "--max-drop", "0.1"],
+        ["quantize", "m", "--max-drop", "-1"],
+        ["quantize", "m", "--technique", "weight_only", "--bits", "3"],
         ["quantize", "Not A Name"],
         ["report", "m"],
         ["jobs", "list", "--limit", "0"],
@@ -54,3 +58,9 @@ def test_a_preprocessing_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_every_command_explains_itself(command: str) -> None:
     result = octet(command, "--help")
     assert (result.exit_code, "Usage" in result.stdout) == (0, True)
+
+
+def test_the_options_of_a_recipe_stand_in_panels() -> None:
+    shown = octet("quantize", "--help").stdout
+    for panel in ("Recipe", "Budget: search for the best", "Activations and weights", "Rows and layers"):
+        assert f"─ {panel} ─" in shown

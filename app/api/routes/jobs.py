@@ -5,13 +5,14 @@ from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
 from app.api import examples, orders, submission
 from app.api.dependencies import Served, Services
 from app.api.documentation import answers
 from app.api.events import check_event_id, find_job, job_events
 from app.api.idempotency import claim, keep
+from app.api.reports import report_page
 from app.api.schemas.jobs import JobList, JobRequest, QuantizeRequest
 from app.api.strictness import StrictRoute
 from app.domain.errors import ReportNotFound
@@ -23,6 +24,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 _ONE = (404, 503)
 _REQUESTS = {
     "quantize": {"summary": "Quantize a model", "value": examples.QUANTIZE},
+    **{
+        f"quantize_{name}": {"summary": f"Quantize: {what}", "value": {**examples.QUANTIZE, "recipe": recipe}}
+        for name, (what, recipe) in examples.RECIPES.items()
+    },
     "evaluate": {"summary": "Measure a variant on other rows", "value": examples.EVALUATE},
 }
 
@@ -135,12 +140,34 @@ async def get_log(found: Found, services: Served) -> PlainTextResponse:
     return PlainTextResponse(kept or "")
 
 
-@router.get("/{job}/report", summary="Read an evaluate job's report", responses=answers(examples.REPORT, errors=_ONE))
-async def get_job_report(found: Found, services: Served) -> Report:
-    """Return what an evaluate job measured; the report of a quantize job is its variant's."""
-    report = await services.history.report(found.id)
+async def _report(job: Found, services: Served) -> Report:
+    report = await services.history.report(job.id)
     if report is None:
         raise ReportNotFound(
-            f"Job {found.id} ({found.kind}, {found.state}) has no report: only an evaluate job that succeeded has."
+            f"Job {job.id} ({job.kind}, {job.state}) has no report: an evaluate job that succeeded has one, and a "
+            "quantize job that failed after it had measured; else look at the variant's."
         )
     return report
+
+
+Reported = Annotated[Report, Depends(_report)]
+
+
+@router.get("/{job}/report", summary="Read a job's report", responses=answers(examples.REPORT, errors=_ONE))
+async def get_job_report(report: Reported) -> Report:
+    """Return what an evaluate job measured, or a quantize job that failed on it; else the report is the variant's."""
+    return report
+
+
+router.get("/{job}/report.json", include_in_schema=False)(get_job_report)
+
+
+@router.get(
+    "/{job}/report.html",
+    summary="Look at a job's report",
+    response_class=HTMLResponse,
+    responses=answers("<!doctype html>…", media="text/html", errors=_ONE),
+)
+async def get_job_report_page(report: Reported) -> Response:
+    """Return the same report as one page that needs nothing else."""
+    return await report_page(report)

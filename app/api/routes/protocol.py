@@ -142,6 +142,7 @@ async def _metadata(services: Services, resolver: Resolver, reference: Reference
         platform=f"{variant.execution.engine}_onnx",
         inputs=[_described(spec) for spec in variant.signature.inputs],
         outputs=[_described(spec) for spec in variant.signature.outputs],
+        properties={} if variant.max_batch_size is None else {"max_batch_size": str(variant.max_batch_size)},
     )
 
 

@@ -3,12 +3,14 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse
 
 from app.api import examples
 from app.api.artifacts import artifact_answer
 from app.api.dependencies import Served
 from app.api.documentation import answers
 from app.api.references import plain_reference
+from app.api.reports import report_page
 from app.api.schemas.catalogue import RunnerState, VariantList
 from app.api.strictness import StrictRoute
 from app.domain.names import check_name
@@ -66,6 +68,20 @@ router.head("/{variant}/artifact", include_in_schema=False)(get_artifact)
 async def get_report(found: Named, services: Served) -> Report:
     """Return what was measured on the artifact."""
     return await services.variants.report(found)
+
+
+router.get("/{variant}/report.json", include_in_schema=False)(get_report)
+
+
+@router.get(
+    "/{variant}/report.html",
+    summary="Look at a variant's report",
+    response_class=HTMLResponse,
+    responses=answers("<!doctype html>…", media="text/html", errors=_ONE),
+)
+async def get_report_page(found: Named, services: Served) -> Response:
+    """Return the report as one page that needs nothing else: it can be saved, sent and printed."""
+    return await report_page(await services.variants.report(found))
 
 
 @router.post("/{variant}/load", summary="Load a variant", responses=answers({"state": "ready"}, errors=_ONE))

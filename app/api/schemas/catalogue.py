@@ -42,6 +42,7 @@ class DatasetFacts(BaseModel):
     arrays: tuple[ArraySpec, ...]
     labelled: bool
     classes: tuple[str, ...]
+    labels: ArraySpec | None = Field(None, description="What the labels are, as an array; null if there are none.")
 
 
 class Uploaded(BaseModel):

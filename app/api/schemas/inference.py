@@ -49,6 +49,7 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    properties: dict[str, str] = Field(description="`max_batch_size`, where the variant has a limit of its own.")
 
 
 class ServerMetadata(BaseModel):

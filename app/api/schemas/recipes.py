@@ -9,7 +9,7 @@ from app.api.schemas.strict import StrictModel
 from app.api.validation import explain
 from app.domain.errors import RecipeInvalid, RequestInvalid
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.recipes import TECHNIQUES, PtqStatic, Recipe
+from app.domain.recipes import TECHNIQUES, Budget, PtqStatic, Recipe
 
 
 def _read_recipe(value: object, read: ValidatorFunctionWrapHandler) -> Recipe:
@@ -25,8 +25,13 @@ def _recipe_sentence(value: object, error: ValidationError) -> str:
     if not isinstance(technique, str) or technique not in TECHNIQUES:
         return f"The recipe's technique is {str(technique)[:80]!r}: take one of {', '.join(TECHNIQUES)}."
     errors: list[Any] = [{**found, "loc": found["loc"][1:]} for found in error.errors()]  # [0] is the technique
-    allowed = [field.name for field in fields(TECHNIQUES[technique])]
-    return explain(errors, of=f"{technique} recipe", allowed=allowed)
+    return explain(errors, of=f"{technique} recipe", allowed=_allowed(TECHNIQUES[technique], errors))
+
+
+def _allowed(technique: type[Recipe], errors: list[Any]) -> list[str]:
+    """Return the fields there are where the first error lies: the recipe's, or its budget's."""
+    inside = errors[0]["loc"][:-1] if errors else ()
+    return [field.name for field in fields(Budget if inside == ("budget",) else technique)]
 
 
 RecipeField = Annotated[Annotated[Recipe, Field(discriminator="technique")], WrapValidator(_read_recipe)]

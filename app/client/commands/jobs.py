@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.client import console
-from app.client.commands.session import AsJson, JobId, connect, follow, show_outcome
+from app.client.commands.session import AsJson, HtmlFile, JobId, connect, follow, save_page, show_outcome, show_report
 from app.domain.jobs import Job
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: what is going on, and what came of it.")
@@ -54,6 +54,16 @@ def log(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
         console.print_json({"job": job_id, "log": text})
         return
     sys.stdout.write(text)
+
+
+@app.command()
+def report(context: typer.Context, job_id: JobId, html: HtmlFile = None, as_json: AsJson = False) -> None:
+    """Show what an evaluate job measured, or a quantize job that failed on what it had measured."""
+    octet = connect(context)
+    if html is not None:
+        save_page(octet.job_report_page(job_id), html, as_json=as_json)
+        return
+    show_report(octet.job_report(job_id), as_json=as_json)
 
 
 def _show(job: Job, *, as_json: bool) -> None:

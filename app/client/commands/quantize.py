@@ -6,21 +6,10 @@ from typing import Annotated
 import typer
 
 from app.client import console
+from app.client.commands import recipes
 from app.client.commands.models import PreprocessingFile, VariantName, read_preprocessing
-from app.client.commands.recipes import (
-    ActivationGranularity,
-    Activations,
-    BiasCorrection,
-    CalibrationRows,
-    FloatLayers,
-    RecipeFile,
-    Seed,
-    Technique,
-    WeightGranularity,
-    Weights,
-    make_recipe,
-)
-from app.client.commands.session import AsJson, connect, follow, show_report
+from app.client.commands.recipes import make_recipe, recipe_options
+from app.client.commands.session import AsJson, HtmlFile, connect, follow, save_page, show_report
 from app.client.problems import succeeded
 from app.domain.errors import RequestInvalid
 
@@ -39,31 +28,58 @@ def quantize(
     calibration: Dataset = None,
     evaluation: Dataset = None,
     variant: PublishAs = None,
-    technique: Technique = None,
-    activations: Activations = None,
-    weights: Weights = None,
-    activation_granularity: ActivationGranularity = None,
-    weight_granularity: WeightGranularity = None,
-    calibration_rows: CalibrationRows = None,
-    seed: Seed = None,
-    bias_correction: BiasCorrection = None,
-    float_layers: FloatLayers = None,
-    recipe: RecipeFile = None,
+    technique: recipes.Technique = None,
+    toolchain: recipes.Toolchain = None,
+    recipe: recipes.RecipeFile = None,
+    auto: recipes.Auto = False,
+    max_drop: recipes.MaxDrop = None,
+    metric: recipes.Metric = None,
+    max_latency_ms: recipes.MaxLatency = None,
+    max_size_bytes: recipes.MaxSize = None,
+    time_limit: recipes.TimeLimit = None,
+    bits: recipes.Bits = None,
+    rounding: recipes.Rounding = None,
+    group_size: recipes.GroupSize = None,
+    activations: recipes.Activations = None,
+    weights: recipes.Weights = None,
+    activation_granularity: recipes.ActivationGranularity = None,
+    weight_granularity: recipes.WeightGranularity = None,
+    observer: recipes.Observer = None,
+    bias_correction: recipes.BiasCorrection = None,
+    smooth_quant: recipes.SmoothQuant = None,
+    calibration_rows: recipes.CalibrationRows = None,
+    seed: recipes.Seed = None,
+    float_layers: recipes.FloatLayers = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a variant of an uploaded model, show the progress live, then the report."""
-    options = {
-        "technique": technique,
-        "activations": activations,
-        "weights": weights,
-        "activation_granularity": activation_granularity,
-        "weight_granularity": weight_granularity,
-        "calibration_rows": calibration_rows,
-        "seed": seed,
-        "bias_correction": bias_correction,
-        "float_layers": tuple(float_layers) if float_layers else None,
-    }
+    """Make a variant of an uploaded model, show the progress live, then the report.
+
+    A budget asks for a search: octet quantize resnet20 --calibration cifar --max-drop 0.005
+    """
+    options = recipe_options(
+        auto=auto,
+        bits=bits,
+        technique=technique,
+        toolchain=toolchain,
+        max_drop=max_drop,
+        metric=metric,
+        max_latency_ms=max_latency_ms,
+        max_size_bytes=max_size_bytes,
+        time_limit_seconds=time_limit,
+        rounding=rounding,
+        group_size=group_size,
+        activations=activations,
+        weights=weights,
+        activation_granularity=activation_granularity,
+        weight_granularity=weight_granularity,
+        observer=observer,
+        bias_correction=bias_correction,
+        smooth_quant=smooth_quant,
+        calibration_rows=calibration_rows,
+        seed=seed,
+        float_layers=tuple(float_layers) if float_layers else None,
+    )
     octet, made = connect(context), make_recipe(recipe, options)
     job = octet.quantize(model, recipe=made, calibration=calibration, evaluation=evaluation, variant=variant)
     if detach:
@@ -84,14 +100,23 @@ def quantize_file(
     preprocessing: PreprocessingFile = None,
     name: Annotated[str | None, typer.Option(help="Name in the catalogue.")] = None,
     variant: PublishAs = None,
-    technique: Technique = None,
-    calibration_rows: CalibrationRows = None,
-    bias_correction: BiasCorrection = None,
-    recipe: RecipeFile = None,
+    technique: recipes.Technique = None,
+    recipe: recipes.RecipeFile = None,
+    auto: recipes.Auto = False,
+    max_drop: recipes.MaxDrop = None,
+    bias_correction: recipes.BiasCorrection = None,
+    calibration_rows: recipes.CalibrationRows = None,
     as_json: AsJson = False,
 ) -> None:
     """From file to file in one go: send a model and rows, get the quantized artifact back, with its report."""
-    options = {"technique": technique, "calibration_rows": calibration_rows, "bias_correction": bias_correction}
+    options = recipe_options(
+        auto=auto,
+        bits=None,
+        technique=technique,
+        max_drop=max_drop,
+        bias_correction=bias_correction,
+        calibration_rows=calibration_rows,
+    )
     if not (output if output.is_dir() else output.absolute().parent).is_dir():
         raise RequestInvalid(f"There is no folder {output.parent} to write {output.name} into: make it first.")
     octet = connect(context)
@@ -124,9 +149,13 @@ def evaluate(
 
 
 @app.command()
-def report(context: typer.Context, variant: VariantName, as_json: AsJson = False) -> None:
+def report(context: typer.Context, variant: VariantName, html: HtmlFile = None, as_json: AsJson = False) -> None:
     """Show what was measured about a variant."""
-    show_report(connect(context).report(variant), as_json=as_json)
+    octet = connect(context)
+    if html is not None:
+        save_page(octet.report_page(variant), html, as_json=as_json)
+        return
+    show_report(octet.report(variant), as_json=as_json)
 
 
 @app.command()

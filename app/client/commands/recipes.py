@@ -10,31 +10,72 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import RecipeInvalid
-from app.domain.recipes import TECHNIQUES, Recipe
+from app.domain.recipes import TECHNIQUES, Budget, Recipe
 
 Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["per_tensor", "per_channel"]
-_PANEL = "Recipe"
+_RECIPE, _ROWS, _WEIGHTS, _BUDGET = (
+    "Recipe",
+    "Rows and layers",
+    "Activations and weights",
+    "Budget: search for the best",
+)
+BUDGET_FIELDS = frozenset({"metric", "max_drop", "max_latency_ms", "max_size_bytes"})
+
+
+def _option(*names: str, panel: str, text: str | None = None, least: float | None = None) -> Any:  # noqa: ANN401 - typer's own
+    return typer.Option(*names, rich_help_panel=panel, help=text, min=least)
+
 
 Technique = Annotated[
     Literal["ptq_static", "ptq_dynamic", "weight_only", "cast", "auto"] | None,
-    typer.Option(rich_help_panel=_PANEL, help="What to do."),
+    _option(panel=_RECIPE, text="What to do; default: ptq_static, or auto with a budget."),
 ]
-Activations = Annotated[Symmetry | None, typer.Option(rich_help_panel=_PANEL)]
-Weights = Annotated[Symmetry | None, typer.Option(rich_help_panel=_PANEL)]
-ActivationGranularity = Annotated[Granularity | None, typer.Option(rich_help_panel=_PANEL)]
-WeightGranularity = Annotated[Granularity | None, typer.Option(rich_help_panel=_PANEL)]
-CalibrationRows = Annotated[int | None, typer.Option(min=1, rich_help_panel=_PANEL, help="Rows that set the ranges.")]
-Seed = Annotated[int | None, typer.Option(min=0, rich_help_panel=_PANEL, help="Picks which rows.")]
-BiasCorrection = Annotated[Literal["none", "fast", "full"] | None, typer.Option(rich_help_panel=_PANEL)]
-FloatLayers = Annotated[
-    list[str] | None,
-    typer.Option("--float-layer", rich_help_panel=_PANEL, help="A graph node that stays in float; may be repeated."),
-]
+Toolchain = Annotated[Literal["nncf", "ort", "torchao"] | None, _option(panel=_RECIPE, text="With what.")]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option("--recipe", exists=True, dir_okay=False, rich_help_panel=_PANEL, help="JSON file with a recipe."),
+    typer.Option(
+        "--recipe", exists=True, dir_okay=False, rich_help_panel=_RECIPE, help="JSON file with any field; options win."
+    ),
 ]
+Auto = Annotated[bool, _option("--auto", panel=_BUDGET, text="Short for --technique auto.")]
+Metric = Annotated[str | None, _option(panel=_BUDGET, text="Such as top1; default: what the rows can tell.")]
+MaxDrop = Annotated[float | None, _option(panel=_BUDGET, text="In the metric's unit: 0.005 of top1 is half a point.")]
+MaxLatency = Annotated[float | None, _option("--max-latency-ms", panel=_BUDGET, text="Median time of one row.")]
+MaxSize = Annotated[int | None, _option("--max-size-bytes", panel=_BUDGET, text="Of the artifact.")]
+TimeLimit = Annotated[int | None, _option("--time-limit", panel=_BUDGET, text="Seconds after which no trial starts.")]
+Activations = Annotated[Symmetry | None, _option(panel=_WEIGHTS)]
+Weights = Annotated[Symmetry | None, _option(panel=_WEIGHTS)]
+ActivationGranularity = Annotated[Granularity | None, _option(panel=_WEIGHTS)]
+WeightGranularity = Annotated[Granularity | None, _option(panel=_WEIGHTS)]
+Observer = Annotated[Literal["min_max", "percentile", "mse", "entropy"] | None, _option(panel=_WEIGHTS)]
+BiasCorrection = Annotated[Literal["none", "fast", "full"] | None, _option(panel=_WEIGHTS)]
+SmoothQuant = Annotated[float | None, _option(panel=_WEIGHTS, text="Alpha of SmoothQuant, 0 to 1.")]
+Bits = Annotated[int | None, _option(panel=_WEIGHTS, text="Of a weight: 8 or 4.")]
+GroupSize = Annotated[int | None, _option(panel=_WEIGHTS, text="How many values share a scale.")]
+Rounding = Annotated[Literal["nearest", "gptq", "adaround", "brecq"] | None, _option(panel=_WEIGHTS)]
+CalibrationRows = Annotated[int | None, _option(panel=_ROWS, text="Rows that set the ranges.", least=1)]
+Seed = Annotated[int | None, _option(panel=_ROWS, text="Picks which rows.", least=0)]
+FloatLayers = Annotated[
+    list[str] | None, _option("--float-layer", panel=_ROWS, text="A graph node that stays in float; may be repeated.")
+]
+
+
+def recipe_options(*, auto: bool, bits: int | None, **fields_given: object) -> dict[str, object]:
+    """Return the options that were given, under the names of recipe fields, a budget's below `budget`.
+
+    Raises:
+        RecipeInvalid: `--auto` and another technique.
+    """
+    given = {name: value for name, value in fields_given.items() if value is not None}
+    budget = {name: given.pop(name) for name in sorted(BUDGET_FIELDS & set(given))}
+    if auto and given.setdefault("technique", "auto") != "auto":
+        raise RecipeInvalid(f"--auto and --technique {given['technique']} contradict each other: leave one out.")
+    if budget:
+        given["budget"] = budget
+    if bits is not None:
+        given["bits"] = bits
+    return given
 
 
 def make_recipe(file: Path | None, options: Mapping[str, Any]) -> Recipe:
@@ -44,15 +85,27 @@ def make_recipe(file: Path | None, options: Mapping[str, Any]) -> Recipe:
         RecipeInvalid: the technique is unknown, lacks a field that was given, or a value does not fit.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    wanted = {**(_read(file) if file else {}), **given}
-    technique = wanted.get("technique", "ptq_static")
+    read = _read(file) if file else {}
+    wanted = {**read, **given}
+    if isinstance(given.get("budget"), dict) and isinstance(read.get("budget"), dict):
+        wanted["budget"] = {**read["budget"], **given["budget"]}
+    technique = wanted.setdefault("technique", "auto" if "budget" in wanted else "ptq_static")
     if technique not in TECHNIQUES:
         raise RecipeInvalid(f"Technique {technique!r} is unknown: take one of {', '.join(TECHNIQUES)}.")
+    if technique == "ptq_static" and "bits" in given:
+        wanted["weight_bits"] = wanted.pop("bits")
     kind = TECHNIQUES[technique]
-    unknown = sorted(set(wanted) - {field.name for field in fields(kind)})
-    if unknown:
-        raise RecipeInvalid(f"Technique {technique} has no {', '.join(unknown)}: leave it out.")
+    _check_known(wanted, kind, of=f"Technique {technique}")
+    if isinstance(wanted.get("budget"), dict):
+        _check_known(wanted["budget"], Budget, of="The budget")
     return _validated(kind, wanted)
+
+
+def _check_known(wanted: Mapping[str, Any], kind: type[Recipe | Budget], *, of: str) -> None:
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise RecipeInvalid(f"{of} has no {', '.join(unknown)}: leave it out, or take {', '.join(known)}.")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every command shares: the connection, the `--json` option, and following a job to its end."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,20 @@ def show_outcome(job: Job, *, as_json: bool) -> None:
     if as_json:
         console.print_json(job)
     succeeded(job)
+
+
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", dir_okay=False, help="Write the report as a page into this file instead.")
+]
+
+
+def save_page(page: str, path: Path, *, as_json: bool) -> None:
+    """Write a report's page to a file and print where it is."""
+    path.write_text(page, encoding="utf-8")
+    if as_json:
+        console.print_json({"path": path})
+        return
+    console.out().print(str(path), markup=False, soft_wrap=True)
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
