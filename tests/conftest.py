@@ -10,6 +10,8 @@ from tests.running import Redis, Service, running_redis, running_service
 
 # A shell without job control starts background programs deaf to Ctrl-C, and so would be what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Two test processes on two cores would spin in each other's way; stages are started so too.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 
 

@@ -144,6 +144,7 @@ def drop_unused_weights(graph: onnx.GraphProto) -> None:
     """Drop the weights of the outer graph that neither a node, of an inner graph too, nor an output names."""
     used = {name for node in nodes_of(graph) for name in node.input}
     used |= {value.name for each in graphs_of(graph) for value in each.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    # one by one, from the end: a list of those kept would be a second copy of the whole model
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]

@@ -209,28 +209,40 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreResult:
+    """
+    Attributes:
+        findings: what the answers themselves make doubtful.
+    """
+
     accuracy: Accuracy | None
     fidelity: dict[str, Fidelity]
     metrics: tuple[MetricScore, ...] = ()
     invariance: Invariance | None = None
     gallery: tuple[Picture, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSpec:
-    """Time every form, interleaved in one process, and read which kernels ran."""
+    """Time every form, interleaved in one process, and read which kernels ran.
+
+    Attributes:
+        profiled: whether to read which kernels ran; without it there are times alone.
+    """
 
     forms: tuple[Form, ...]
     signature: Signature
     runs: int = 200
     batch_size: int = 16
+    profiled: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeResult:
     """
     Attributes:
-        receipt: of the last form beside the first; None for one form alone.
+        kernels: empty where nothing was profiled.
+        receipt: of the last form beside the first; None for one form alone, and where nothing was profiled.
     """
 
     latency: dict[str, Latency]
@@ -283,6 +295,7 @@ class CheckSpec:
 
     Attributes:
         variant: None looks at the rows alone.
+        selection: rows that chose the variant among others.
     """
 
     float32: str
@@ -291,6 +304,7 @@ class CheckSpec:
     calibration: RowSource | None
     evaluation: RowSource
     classes: tuple[str, ...]
+    selection: RowSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from app.domain.fit import check_fit, check_metric
 from app.domain.jobs import Job, JobKind
 from app.domain.models import ModelFormat, ModelManifest, ReadyState
 from app.domain.names import check_name
-from app.domain.recipes import Auto, PtqStatic, Recipe
+from app.domain.recipes import FROM_UPLOAD, Auto, Recipe
 from app.domain.variants import FLOAT32
 
 
@@ -126,19 +126,19 @@ def check_possible(recipe: Recipe, sources: Sources) -> None:
         RecipeInvalid: the toolchain does not start from such a file.
         DatasetUnfit: the rows that score lack the labels of the budget's metric.
     """
-    if isinstance(recipe, PtqStatic) and recipe.toolchain == "torchao":
-        _check_exported(sources.model)
+    if not isinstance(recipe, Auto) and recipe.toolchain in FROM_UPLOAD:
+        _check_exported(sources.model, toolchain=recipe.toolchain)
     scoring = sources.evaluation or sources.calibration
     if isinstance(recipe, Auto) and recipe.budget.metric is not None and scoring and scoring.manifest is not None:
         check_metric(recipe.budget.metric, scoring.manifest)
 
 
-def _check_exported(model: Entry[ModelManifest]) -> None:
+def _check_exported(model: Entry[ModelManifest], *, toolchain: str) -> None:
     """Check that a model is a `.pt2`: by its content once it is imported, by its name before."""
     known = model.manifest.format if model.manifest is not None else _by_name(model.upload.file)
     if known not in (None, ModelFormat.TORCH_EXPORT):
         raise RecipeInvalid(
-            f"The toolchain 'torchao' starts from a torch.export file (.pt2), but {_label(model)} was uploaded as "
+            f"The toolchain {toolchain!r} starts from a torch.export file (.pt2), but {_label(model)} was uploaded as "
             f"{model.upload.file[:80]!r}: take nncf or ort, or upload the .pt2."
         )
 

@@ -30,10 +30,10 @@ class JobHistory:
         return data.decode(errors="replace") if data is not None else None
 
     async def keep_report(self, job: str, report: Report) -> None:
-        """Keep the report of an evaluate job."""
+        """Keep the report of an evaluate job, or of a quantize job that failed."""
         await self._store.create(f"jobs/{job}.report.json", to_json(report))
 
     async def report(self, job: str) -> Report | None:
-        """Return the report of an evaluate job."""
+        """Return what `keep_report` kept of a job; None if nothing."""
         data = await self._store.read(path := f"jobs/{job}.report.json")
         return from_json(Report, data, path=path) if data is not None else None

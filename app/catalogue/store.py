@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
@@ -86,6 +87,12 @@ class Store:
         with _translated():
             listing = await obstore.list_with_delimiter_async(self._objects, f"{prefix}/")
         return [str(item["path"]).rsplit("/", 1)[-1] for item in listing["objects"]]
+
+    async def newest(self, prefix: str) -> datetime | None:
+        """Return when the newest of the objects directly below `prefix` was written; None if there are none."""
+        with _translated():
+            listing = await obstore.list_with_delimiter_async(self._objects, f"{prefix}/")
+        return max((item["last_modified"] for item in listing["objects"]), default=None)
 
     async def write(self, path: str, chunks: AsyncIterable[bytes], *, limit: int | None = None) -> Written:
         """Stream an object in, hashing on the way, in memory that does not grow with its size.

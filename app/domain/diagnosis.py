@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from app.domain.evidence import Diagnosis, LayerReceipt, MetricScore
 from app.domain.metrics import METRICS
-from app.domain.recipes import Cast, PtqDynamic, PtqStatic, WeightOnly
+from app.domain.recipes import PtqDynamic, PtqStatic, WeightOnly
 from app.domain.recipes.ptq_static import NARROW
 from app.domain.reports import Latency, Report
 
@@ -181,8 +181,7 @@ def _for_speed(report: Report, mine: Latency) -> Iterable[str]:
 
 
 def _stays_float(report: Report) -> bool:
-    recipe = report.recipe
-    if recipe is None or isinstance(recipe, Cast) or recipe.float_precision == "bfloat16":
+    if getattr(report.recipe, "float_precision", "bfloat16") == "bfloat16":  # or it has no such choice
         return False
     return any(not layer.quantized for layer in receipt_of(report))
 
@@ -203,7 +202,7 @@ def _conversion(report: Report) -> Diagnosis:
         answer.append(f"It did: all {len(layers)} layers that multiply and add are quantized.")
     else:
         answer.append(f"{len(left)} of {len(layers)} layers stayed in float: {_by_kind(left)}.")
-    named = report.recipe.float_layers if report.recipe and not isinstance(report.recipe, Cast) else ()
+    named: tuple[str, ...] = getattr(report.recipe, "float_layers", ())
     if named:
         answer.append(f"The recipe left {_listed(named)} in float.")
     answer += report.notes[:SHOWN]

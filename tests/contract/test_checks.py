@@ -42,7 +42,12 @@ def source(
 
 
 def looked(
-    scratch: Path, calibration: RowSource | None, evaluation: RowSource, *, variant: str | None = None
+    scratch: Path,
+    calibration: RowSource | None,
+    evaluation: RowSource,
+    *,
+    variant: str | None = None,
+    selection: RowSource | None = None,
 ) -> CheckResult:
     spec = CheckSpec(
         float32="float32.onnx",
@@ -51,6 +56,7 @@ def looked(
         calibration=calibration,
         evaluation=evaluation,
         classes=("cat", "dog", "owl"),
+        selection=selection,
     )
     return check(spec, scratch, lambda _share, _words: None)
 
@@ -166,3 +172,13 @@ def test_channels_that_never_speak_are_reported(scratch: Path) -> None:
     result = looked(scratch, None, rows, variant=quantized(scratch, rows))
     (finding,) = (each for each in result.findings if each.code == "dead_channels")
     assert finding.message.startswith("8 channels into conv2")
+
+
+def test_evaluation_rows_that_also_chose_the_variant_are_named(scratch: Path) -> None:
+    chose, evaluation = graphs.rows(ROWS, seed=1), graphs.rows(ROWS, seed=2)
+    evaluation[9], evaluation[4] = chose[0], chose[3]
+    selection = source(scratch, "chose.npz", chose)
+    result = looked(scratch, None, source(scratch, "eval.npz", evaluation), selection=selection)
+    (finding,) = result.findings
+    assert (finding.code, finding.severity, finding.rows) == ("selection_in_evaluation", "warning", (4, 9))
+    assert finding.message.startswith("2 evaluation rows also chose the variant")

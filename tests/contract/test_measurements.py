@@ -304,6 +304,13 @@ def test_every_form_is_timed_in_as_many_rounds(timed: TimeResult, forms: tuple[F
     assert all(entry.batch_size == 4 and entry.rows_per_second > 0 for entry in timed.latency.values())
 
 
+def test_times_alone_are_had_without_kernels(scratch: Path, forms: tuple[Form, ...]) -> None:
+    spec = TimeSpec(forms=forms, signature=signature(), runs=5, batch_size=1, profiled=False)
+    found = measure(spec, scratch, quiet)
+    assert set(found.latency) == {form.name for form in forms}
+    assert (found.kernels, found.receipt) == ({}, None)
+
+
 def convolutions(timed: TimeResult, name: str) -> set[str]:
     """Return the precisions that one form's convolutions ran in."""
     return {layer.precision for layer in timed.kernels[name].layers if layer.kind == "Convolution"}

@@ -166,6 +166,23 @@ def test_a_residual_block_with_a_projection_is_quantized(kind: Any, tmp_path: Pa
     assert noise(tmp_path, projected()) < 0.05
 
 
+def test_a_layer_behind_another_cut_is_no_obstacle(tmp_path: Path) -> None:
+    graph = small(
+        [
+            node("Conv", ["x", "w"], ["a"], name="without_bias", pads=[1, 1, 1, 1]),
+            node("Relu", ["a"], ["r"], name="relu"),
+            node("Conv", ["r", "v", "b"], ["c"], name="with_bias", pads=[1, 1, 1, 1]),
+            node("Concat", ["r", "c"], ["both"], name="both", axis=1),
+            node("Conv", ["both", "u"], ["y"], name="head"),
+        ],
+        inputs={"x": ("n", 3, 8, 8)},
+        outputs={"y": ("n", 4, 8, 8)},
+        weights={"w": drawn(8, 3, 3, 3), "v": drawn(8, 8, 3, 3), "b": drawn(8), "u": drawn(4, 16, 1, 1)},
+    )
+    make(graph, PtqStatic(bias_correction="full"), tmp_path)
+    assert noise(tmp_path, graph) < 0.05
+
+
 def test_bias_correction_takes_the_shift_out_of_the_answer(tmp_path: Path) -> None:
     shifts = {}
     kinds: tuple[BiasCorrection, ...] = ("none", "full")

@@ -159,6 +159,32 @@ def test_a_form_that_answers_nan_is_refused(tmp_path: Path) -> None:
         scored(tmp_path, POOL, floats("y", 4), noise=np.nan)
 
 
+def test_a_model_that_answers_nan_everywhere_proves_nothing(tmp_path: Path) -> None:
+    logarithm = [helper.make_node("Exp", ["f"], ["e"]), helper.make_node("Neg", ["e"], ["n"])]
+    nodes = [POOL[0], helper.make_node("Flatten", ["p"], ["f"]), *logarithm, helper.make_node("Log", ["n"], ["y"])]
+    with pytest.raises(DatasetUnfit, match="float32 model itself"):
+        scored(tmp_path, nodes, floats("y", 4))
+
+
+def test_rows_that_float32_does_not_answer_are_named_and_count_for_no_agreement(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(0, 1, (4, 3)).astype(np.float32)
+    lowest = (X.mean(axis=(2, 3)) @ weight.T).min(axis=1)
+    # between two rows, so that rounding does not decide which have the logarithm of something negative
+    shift = -np.sort(lowest)[9:11].mean(dtype=np.float32)
+    constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(shift)))
+    nodes = [POOL[0], helper.make_node("Flatten", ["p"], ["f"]), constant]
+    nodes += [helper.make_node("Add", ["f", "k"], ["s"]), helper.make_node("Log", ["s"], ["y"])]
+    found = scored(tmp_path, nodes, floats("y", 4), noise=0.0)
+    broken = np.flatnonzero(lowest + shift < 0)
+    (finding,) = found.findings
+    assert (finding.code, finding.rows) == ("float32_not_finite", tuple(broken.tolist()))
+    assert "to 10 evaluation rows" in finding.message
+    agreement = found.fidelity["int8"].agreement
+    assert agreement is not None
+    assert (agreement.rows, agreement.value) == (ROWS - 10, 1.0)
+    assert [metric.rows for metric in found.metrics if metric.name == "agreement"] == [ROWS - 10]
+
+
 def test_an_output_that_loses_rows_is_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceMean", ["c"], ["y"], keepdims=1)]
     with pytest.raises(ToolchainFailed, match="Output 'y' has 1 rows for 32 rows of input"):

@@ -1,5 +1,6 @@
 """The toolchain `torchao` on every kind of layer: int8 in the file and in the engine, and every field honoured."""
 
+import asyncio
 import math
 import subprocess
 import sys
@@ -16,12 +17,15 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from app.domain.datasets import DatasetFormat
 from app.domain.errors import DatasetUnfit, RecipeInvalid, ToolchainFailed
 from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
 from tests.contract import programs
 from tests.contract.programs import Arrays, Imported, drawn, imported
 from workers.openvino_engine import OpenVinoSession
+from workers.sandbox import Limits, run_stage
+from workers.stages import RowSource, TransformSpec
 
 COMPUTE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 VARIANT = "out/variant.onnx"
@@ -382,6 +386,26 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_what_torchao_has_not_is_refused_by_the_recipe(field: str, value: Any) -> None:
     with pytest.raises(RecipeInvalid, match=f"'torchao' has no {field}"):
         PtqStatic(toolchain="torchao", **{field: value})
+
+
+def test_the_stage_runs_confined(residual: Imported) -> None:
+    rows = RowSource(path="cal.npz", format=DatasetFormat.NPZ, rows=tuple(range(programs.ROWS)), preprocessing=None)
+    recipe = PtqStatic(toolchain="torchao")
+    spec = TransformSpec(
+        artifact=residual.artifact,
+        signature=residual.signature,
+        recipe=recipe,
+        calibration=rows,
+        upload=programs.UPLOAD,
+    )
+    limits = Limits(memory_bytes=2 * 2**30, scratch_bytes=256 * 2**20, seconds=200)
+
+    async def ignore(*_: object) -> None:
+        pass
+
+    ran = run_stage("transform", spec, scratch=residual.folder, limits=limits, on_progress=ignore, on_log=ignore)
+    assert asyncio.run(ran).artifact == VARIANT
+    check_answers("residual", residual)
 
 
 QUIET = """

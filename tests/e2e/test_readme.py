@@ -31,9 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_block_of_the_main_job_runs(service: Service, folder: Path) -> None:
     blocks = [(match["language"], match["code"]) for match in BLOCK.finditer((ROOT / "README.md").read_text())]
-    assert [language for language, _ in blocks] == ["bash", "bash", "bash", "python"]
+    assert [language for language, _ in blocks] == ["bash", "bash", "bash", "python", "bash"]
     said = "".join(run(language, code, service=service, folder=folder) for language, code in blocks)
     assert "int8" in said
+    assert "<html" in (folder / "report.html").read_text()
     report = json.loads((folder / "report.json").read_text())
     assert report["kernels"]["int8"]["int8_layers"] > 0
     assert (folder / "digits-int8.onnx").stat().st_size == report["size"]["bytes"]

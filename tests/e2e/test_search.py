@@ -13,7 +13,7 @@ import pytest
 
 from app.client import Octet
 from app.domain.jobs import Job, JobState
-from app.domain.recipes import Auto, Budget, PtqStatic
+from app.domain.recipes import Auto, Budget, PtqStatic, WeightOnly
 from tests import graphs
 from tests.e2e.conftest import SIDE, save_classifier
 from tests.running import Service, running_service, wait_until
@@ -100,16 +100,40 @@ def test_what_a_cancelled_search_has_finished_is_the_answer_to_the_next_one(
     assert "called-off" not in [variant.name for variant in client.variants(name)]
 
 
-def test_a_budget_that_nothing_keeps_fails_with_the_nearest_miss_and_all_that_was_found(
-    client: Octet, name: str
-) -> None:
+@pytest.fixture(scope="module")
+def impossible(client: Octet, name: str) -> Job:
+    """A search with seed 2 that failed on its budget: its trials stay in the store."""
     job = order(client, name, variant="impossible", seed=2, budget=Budget(max_drop=0.1, max_size_bytes=10))
-    final = client.wait(job.id, timeout_seconds=240)
-    assert final.error is not None
-    assert (final.error.code, "may have 10" in final.error.message) == ("budget_missed", True)
-    report = httpx.get(f"{client.base_url}/v1/jobs/{job.id}/report", timeout=30, trust_env=False).json()
+    return client.wait(job.id, timeout_seconds=240)
+
+
+def kept_report(client: Octet, job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{client.base_url}/v1/jobs/{job.id}/report", timeout=30, trust_env=False).json()
+    return found
+
+
+def test_a_budget_that_nothing_keeps_fails_with_the_nearest_miss_and_all_that_was_found(
+    client: Octet, impossible: Job
+) -> None:
+    assert impossible.error is not None
+    assert (impossible.error.code, "may have 10" in impossible.error.message) == ("budget_missed", True)
+    report = kept_report(client, impossible)
     assert report["verdict"]["outcome"] == "missed"
     assert report["search"]["trials"]
+
+
+def test_a_search_whose_final_rows_cannot_score_keeps_its_trials(
+    client: Octet, name: str, impossible: Job, tmp_path: Path
+) -> None:
+    wrong = graphs.save_dataset(tmp_path / "wrong.npz", graphs.rows(100, side=SIDE), np.full(100, 99, np.int64))
+    client.upload_dataset(wrong, name=f"{name}-wrong")
+    recipe = Auto(time_limit_seconds=10, calibration_rows=50, seed=2, budget=Budget(max_drop=0.1))
+    job = client.quantize(name, calibration=name, evaluation=f"{name}-wrong", recipe=recipe, variant="unscored")
+    final = client.wait(job.id, timeout_seconds=120)
+    assert final.error is not None
+    assert final.error.code == "dataset_unfit"
+    before = {trial["key"] for trial in kept_report(client, impossible)["search"]["trials"]}
+    assert before <= {trial["key"] for trial in kept_report(client, final)["search"]["trials"]}
 
 
 def test_a_time_limit_shorter_than_a_trial_is_refused_before_any_work(client: Octet, name: str) -> None:
@@ -127,6 +151,29 @@ def test_a_job_that_fails_on_its_findings_keeps_them(client: Octet, tmp_path: Pa
     final = client.wait(client.quantize(tiny, calibration=tiny, recipe=PtqStatic()).id, timeout_seconds=120)
     assert final.error is not None
     assert final.error.code == "larger_than_float"
-    report = httpx.get(f"{client.base_url}/v1/jobs/{final.id}/report", timeout=30, trust_env=False).json()
+    report = kept_report(client, final)
     assert set(report["latency"]) >= {"float32", "int8"}
     assert client.variants(tiny)[0].name == "float32"
+
+
+def test_a_recipe_that_cannot_be_carried_out_leaves_what_is_known_of_float32_and_the_rows(
+    client: Octet, name: str
+) -> None:
+    recipe = WeightOnly(bits=4, group_size=17)  # no layer has a multiple of 17 weights along its input
+    final = client.wait(client.quantize(name, evaluation=f"{name}-scoring", recipe=recipe).id, timeout_seconds=120)
+    assert final.error is not None
+    assert (final.error.code, "group_size 17" in final.error.message) == ("toolchain_failed", True)
+    report = kept_report(client, final)
+    assert report["diagnosis"] == [{"question": "Why did it not convert?", "answer": [final.error.message], "next": []}]
+    assert "float32" in report["latency"]
+
+
+def test_rows_that_cannot_score_leave_what_was_measured_without_them(client: Octet, name: str, tmp_path: Path) -> None:
+    wrong = graphs.save_dataset(tmp_path / "wrong.npz", graphs.rows(40, side=SIDE), np.full(40, 99, np.int64))
+    client.upload_dataset(wrong, name=f"{name}-unlabelled")
+    job = client.quantize(name, calibration=name, evaluation=f"{name}-unlabelled", recipe=PtqStatic())
+    final = client.wait(job.id, timeout_seconds=240)
+    assert final.error is not None
+    assert final.error.code == "dataset_unfit"
+    report = kept_report(client, final)
+    assert (set(report["latency"]) >= {"float32", "int8"}, report["notes"][0]) == (True, final.error.message)

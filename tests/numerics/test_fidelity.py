@@ -130,3 +130,15 @@ def test_without_labels_changes_are_still_known() -> None:
     made.add([np.array([0, 2]), np.array([0, 1])], labels=None, rows=(5, 6))
     assert made.result(()) is None
     assert made.changes(9) == [Change(row=6, label=None, float32=2, variant=1)]
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_cosine_of_values_whose_squares_no_float64_holds_is_that_of_any_other(scale: float) -> None:
+    found = closeness([LOGITS * scale, LOGITS], [NEAR * scale, NEAR])
+    expected = closeness([LOGITS, LOGITS * 0], [NEAR, NEAR * 0]) if scale > 1 else closeness([LOGITS], [NEAR])
+    # beside 1e200 an output near 1 adds nothing, and beside it one of 1e-200: only rounding is left, some 2^-52 a step
+    np.testing.assert_allclose(found.cosine, expected.cosine, rtol=1e-12)
+
+
+def test_energies_beyond_float64_have_no_level() -> None:
+    assert sqnr_db(np.inf, np.inf) is None

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from workers.toolchains.octet.rounding.adaround import Task, adaround, channel_errors
 from workers.toolchains.octet.rounding.forms import Form, Product, Transposed, Window, form_of
-from workers.toolchains.octet.rounding.gptq import DAMPING, gptq, hessian
+from workers.toolchains.octet.rounding.gptq import DAMPING, gptq, hessian, inverse_factor
 from workers.toolchains.octet.rounding.layers import Grid
 from workers.toolchains.octet.rounding.narrow import QMAX, QMIN, best_scale
 from workers.toolchains.octet.rounding.operators import OPERATORS, NotTaken, run
@@ -332,8 +332,8 @@ def test_gptq_gives_what_its_equations_give() -> None:
     weight, x = values(6, 20), correlated(512, 20)
     grid = grid_for(weight, bits=4)
     h = products(x)
-    scale, zero = np.broadcast_to(grid.scale, weight.shape), np.zeros(weight.shape, np.float32)
-    ours = gptq(weight, scale, zero, bounds=(grid.qmin, grid.qmax), h=h)
+    scale, zero = np.broadcast_to(grid.scale, weight.shape), np.zeros(weight.shape, np.int32)
+    ours = gptq(weight, scale, zero, bounds=(grid.qmin, grid.qmax), factor=inverse_factor(h.copy()))
     theirs = gptq_written_out(weight, grid, h)
     better = error_of(grid, theirs, weight, h) <= error_of(grid, grid.nearest(weight), weight, h)
     # float32 against float64: a weight halfway between two integers may fall to either side, and none here is
@@ -352,7 +352,9 @@ def test_gptq_errs_no_more_than_nearest(form: Form, weight: Floats, x: Floats) -
     h = hessian(form, iter([(x, y.shape)]), count=1, seed=0)[0]
     matrix = form.matrix(weight)[0]
     scale = np.broadcast_to(grid.scale.reshape(-1, 1), matrix.shape)
-    learned = gptq(matrix, scale, np.zeros_like(matrix), bounds=(grid.qmin, grid.qmax), h=h)
+    learned = gptq(
+        matrix, scale, np.zeros(matrix.shape, np.int32), bounds=(grid.qmin, grid.qmax), factor=inverse_factor(h.copy())
+    )
     flat = Grid(scale=scale, zero_point=grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
     errors = [error_of(flat, each, matrix, h) for each in (learned, flat.nearest(matrix))]
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all()  # float32 rounding of the two sums
@@ -373,7 +375,7 @@ def test_gptq_rounds_with_groups_and_zero_points() -> None:
     zero = np.repeat(np.random.default_rng(2).integers(5, 10, (6, 2)), 10, axis=1).astype(np.int32)
     grid = Grid(scale=scale, zero_point=zero, qmin=0, qmax=15)
     h = products(x)
-    learned = gptq(weight, scale, zero.astype(np.float32), bounds=(0, 15), h=h)
+    learned = gptq(weight, scale, zero, bounds=(0, 15), factor=inverse_factor(h.copy()))
     assert error_of(grid, learned, weight, h).sum() < error_of(grid, grid.nearest(weight), weight, h).sum()
     assert 0 <= learned.min() <= learned.max() <= 15
 

@@ -120,3 +120,10 @@ def test_the_bootstrap_interval_covers_what_it_promises(*, skewed: bool) -> None
     # 2.5 % on each side; three standard errors of 400 trials are 2.3 %, and skewness costs the upper side one more
     assert below <= 0.05
     assert above <= (0.06 if skewed else 0.05)
+
+
+def test_values_whose_squares_no_float64_holds_have_the_same_limits_in_their_own_unit() -> None:
+    values = np.random.default_rng(5).exponential(1, 60)
+    scale = 2.0**600  # a power of two rounds nothing
+    low, high = limits(values)
+    assert limits(values * scale) == (low * scale, high * scale)

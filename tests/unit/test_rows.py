@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import DatasetUnfit
-from app.domain.recipes import PtqStatic
+from app.domain.recipes import TECHNIQUES, LearnsFromRows, PtqStatic
 from app.domain.reports import Environment, Latency, Report, Size
 from tests.unit.test_domain_records import DATASET, NOW
 from workers.jobs.rows import (
@@ -117,3 +117,9 @@ def test_a_search_parts_the_evaluation_rows_where_there_are_not() -> None:
 def test_a_search_with_one_row_to_score_is_refused() -> None:
     with pytest.raises(DatasetUnfit, match="single row"):
         _parted(calibration=10, spare=0, evaluation=1)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_technique_that_calibrates_says_with_which_rows(technique: str) -> None:
+    recipe = TECHNIQUES[technique]()
+    assert isinstance(recipe, LearnsFromRows) or not recipe.needs_calibration

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from app.domain.evidence import Interval
-from app.domain.recipes import Auto, Cast, PtqStatic, Single
+from app.domain.recipes import Auto, Cast, PtqStatic, Single, WeightOnly
 from app.domain.reports import Kernels, Layer
 from app.domain.search import Trial
-from workers.jobs.search.candidates import Profile, key_of, late, narrow, opening, refinement
+from workers.jobs.search.candidates import Profile, key_of, late, learned, narrow, opening, refinement, seconds_factor
 
 CONVOLUTIONAL = Profile(convolutions=0.9, products=0.02, recurrent=0.0, torch_export=False)
 TRANSFORMER = Profile(convolutions=0.0, products=0.8, recurrent=0.0, torch_export=False)
@@ -80,6 +80,14 @@ def test_layers_that_fell_back_are_named_in_the_next_candidate() -> None:
     assert recipe.float_layers == ("conv1", "fc")
 
 
+def test_a_layer_whose_name_no_recipe_takes_ends_no_search() -> None:
+    base = PtqStatic(fallback="keep")
+    trials = {key_of(base): tried(base, noise=0.2, fallbacks=("n" * 201,))}
+    _, recipe = refinement(CONVOLUTIONAL, trials, base=base)
+    assert recipe is not None
+    assert recipe.float_layers == ()
+
+
 def test_a_toolchain_is_not_asked_for_settings_it_has_not() -> None:
     base = PtqStatic(toolchain="torchao", fallback="keep")
     trials = {key_of(base): tried(base, noise=0.2)}
@@ -99,6 +107,13 @@ def test_four_bits_are_for_what_the_model_is_made_of() -> None:
     assert narrow(REQUEST, replace(TRANSFORMER, products=0.0)) == []
 
 
+def test_what_learns_its_weights_says_the_rows_it_gets() -> None:
+    learning = [recipe for recipe in narrow(REQUEST, TRANSFORMER) if recipe.needs_calibration]
+    assert [(recipe.calibration_rows, recipe.seed) for recipe in learning if isinstance(recipe, WeightOnly)] == [
+        (100, 3)
+    ]
+
+
 def test_the_profile_is_read_in_shares_of_the_whole_time() -> None:
     def layer(kind: str, microseconds: float) -> Layer:
         return Layer(name=kind, kind=kind, precision="f32", implementation="", microseconds=microseconds)
@@ -107,3 +122,18 @@ def test_the_profile_is_read_in_shares_of_the_whole_time() -> None:
     kernels = Kernels(layers=layers, int8_layers=0, float_layers=2, int8_share=0)
     profile = Profile.of(kernels, torch_export=False)
     assert (profile.convolutions, profile.products, profile.recurrent) == (0.6, 0.3, 0.0)
+
+
+def test_the_best_static_recipe_is_tried_at_last_with_its_rounding_learned() -> None:
+    best, other = PtqStatic(observer="mse", fallback="keep"), PtqStatic(toolchain="ort", fallback="keep")
+    torchao = PtqStatic(toolchain="torchao", fallback="keep")
+    trials = [tried(other, noise=0.2), tried(best, noise=0.1), tried(torchao, noise=0.01), tried(Cast(), noise=0.0)]
+    recipe = learned(trials)
+    assert recipe == replace(best, rounding="adaround")
+    assert seconds_factor(recipe) > seconds_factor(torchao)
+    assert learned([*trials, tried(recipe, noise=0.05)]) == recipe
+
+
+def test_there_is_no_rounding_to_learn_where_nothing_static_could_be_made() -> None:
+    failed = Trial(key=key_of(PtqStatic()), recipe=PtqStatic(), failure="It could not be made.")
+    assert learned([failed, tried(Cast(), noise=0.0)]) is None

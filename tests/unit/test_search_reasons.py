@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from app.domain.evidence import Interval
 from app.domain.recipes import Budget, Cast
 from tests.unit.test_search_choice import trial
 from workers.jobs.search.reasons import missed, reason
@@ -17,7 +18,19 @@ def test_it_names_recipe_speed_and_loss() -> None:
 def test_it_says_what_being_faster_would_cost() -> None:
     said = reason(BEST, [BEST, FASTEST], [BEST, FASTEST], metric="top1", speedup=2.9)
     assert "loses 0.2 points of top1" in said
-    assert "3% faster and loses more" in said
+    assert "3% faster and its outputs are further from float32's" in said
+
+
+def test_it_says_of_one_that_is_less_exact_in_neither_way_that_it_loses_more() -> None:
+    fastest = replace(FASTEST, noise=0.05, drop=Interval(value=0.004, low=0.003, high=0.005))
+    assert "3% faster and loses more" in reason(BEST, [BEST, fastest], [BEST, fastest], metric="top1", speedup=2.9)
+
+
+def test_it_does_not_say_that_nothing_beats_bfloat16_where_something_is_faster() -> None:
+    cast = replace(BEST, recipe=Cast())
+    said = reason(cast, [cast, FASTEST], [cast, FASTEST], metric="top1", speedup=2.9)
+    assert "beats bfloat16" not in said
+    assert "3% faster" in said
 
 
 def test_it_says_that_nothing_beats_bfloat16() -> None:

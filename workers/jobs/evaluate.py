@@ -6,7 +6,7 @@ from app.domain.variants import FLOAT32
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring_artifact
 from workers.jobs.lookup import find_dataset
-from workers.jobs.measuring import forms_beside, measure_costs, measure_score
+from workers.jobs.measuring import forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence, make_report
 from workers.jobs.rows import calibrated_by, choose_evaluation
 from workers.stages import Form
@@ -32,9 +32,11 @@ async def evaluate(bench: Bench) -> str | None:
         dataset, calibration=calibrated_by(await workshop.variants.report(variant), dataset), given=True
     )
     costs = await measure_costs(bench, forms, variant.signature, until=50)
-    score = await measure_score(bench, costs.forms, model, evaluation=chosen, until=95)
+    score, failure = await try_score(bench, costs.forms, model, evaluation=chosen, until=95)
     async with bench.step("publishing", until=100):
-        evidence = Evidence(costs=costs, score=score, evaluation=chosen.use)
+        evidence = Evidence(costs=costs, score=score, evaluation=chosen.use, failure=failure)
         report = make_report(variant, evidence, float32=float32)
         await workshop.history.keep_report(job.id, report)
+    if failure is not None:
+        raise failure
     return variant.name

@@ -15,23 +15,31 @@ SENSE_SECONDS = 15.0
 
 async def measure_checks(
     bench: Bench,
-    forms: tuple[Form, Form],
+    forms: tuple[Form, ...],
     model: ModelManifest,
     *,
     calibration: Chosen | None,
     evaluation: Chosen,
+    selection: Chosen | None = None,
     until: float,
 ) -> CheckResult:
-    """Look for what makes the numbers doubtful. A look that fails is itself only a finding."""
+    """Look for what makes the numbers doubtful. A look that fails is itself only a finding.
+
+    Args:
+        forms: float32 and the variant; float32 alone looks at the rows alone.
+        selection: rows that chose the variant in a search.
+    """
     async with bench.step("checking the rows", until=until):
         learnt = await bring_rows(bench, calibration, preprocessing=model.preprocessing) if calibration else None
+        chose = await bring_rows(bench, selection, preprocessing=model.preprocessing) if selection else None
         spec = CheckSpec(
             float32=forms[0].artifact,
-            variant=forms[-1].artifact,
+            variant=forms[-1].artifact if len(forms) > 1 else None,
             signature=model.signature,
             calibration=learnt,
             evaluation=await bring_rows(bench, evaluation, preprocessing=model.preprocessing),
             classes=evaluation.dataset.classes,
+            selection=chose,
         )
         try:
             return await bench.stage("check", spec, gives=CheckResult, until=until)

@@ -7,7 +7,7 @@ from app.domain.errors import RecipeInvalid
 from app.domain.fit import check_fit
 from app.domain.models import ModelFormat, ModelManifest
 from app.domain.names import Reference
-from app.domain.recipes import Auto, PtqStatic, Recipe, WeightOnly
+from app.domain.recipes import FROM_UPLOAD, Auto, LearnsFromRows, Recipe
 from app.domain.variants import FLOAT32, Variant
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.rows import Chosen, choose_calibration, choose_evaluation
@@ -70,19 +70,20 @@ def check_upload(recipe: Recipe, model: ModelManifest) -> None:
         RecipeInvalid: it cannot.
     """
     if starts_from_upload(recipe) and model.format is not ModelFormat.TORCH_EXPORT:
+        toolchain = getattr(recipe, "toolchain", "")
         raise RecipeInvalid(
-            f"The toolchain 'torchao' starts from a torch.export file, and {model.name}:{model.version} was uploaded "
-            f"as {model.format}: take nncf or ort, or upload the model as .pt2."
+            f"The toolchain {toolchain!r} starts from a torch.export file, and {model.name}:{model.version} was "
+            f"uploaded as {model.format}: take nncf or ort, or upload the model as .pt2."
         )
 
 
 def starts_from_upload(recipe: Recipe) -> bool:
     """Whether a recipe's toolchain reads the upload itself, and may execute what is in it."""
-    return isinstance(recipe, PtqStatic) and recipe.toolchain == "torchao"
+    return not isinstance(recipe, Auto) and recipe.toolchain in FROM_UPLOAD
 
 
 async def _calibration(bench: Bench, model: ModelManifest, recipe: Recipe) -> Chosen | None:
-    if not recipe.needs_calibration or not isinstance(recipe, (PtqStatic, WeightOnly, Auto)):
+    if not recipe.needs_calibration or not isinstance(recipe, LearnsFromRows):
         return None
     if bench.job.calibration is None:
         raise RecipeInvalid(f"{recipe.technique} learns from rows: name a calibration dataset.")

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, replace
 
+from app.domain.errors import ToolchainFailed
 from app.domain.recipes import Single
-from app.domain.variants import Artifact
+from app.domain.variants import Artifact, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.files import apart, bring_artifact, bring_rows, bring_upload, hand_over, inspect
 from workers.jobs.lookup import Order, starts_from_upload
 from workers.sandbox import output_path
 from workers.stages import AcceptResult, AcceptSpec, TransformResult, TransformSpec
+
+_MOST_CLAIMED_NOTES = 50
+"""A report has room for more, but no reader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +52,25 @@ async def make(
     with apart(bench) as home:
         result = await _transform(bench, order, recipe, until=until, shown=shown, seconds=seconds)
         hand_over(bench, result.artifact, to=home)
+    result = checked(result, recipe)
     spec = AcceptSpec(artifact=result.artifact, signature=order.float32.signature)
     accepted = await bench.stage(
         "accept", spec, gives=AcceptResult, until=until, shown=shown or "checking the artifact", seconds=seconds
     )
     return Made(path=accepted.artifact, artifact=inspect(bench, accepted.artifact), result=result)
+
+
+def checked(result: TransformResult, recipe: Single) -> TransformResult:
+    """Take of what a process claims that may have run hostile code no more than an honest one would say.
+
+    Raises:
+        ToolchainFailed: the artifact is to run otherwise than the recipe asks for.
+    """
+    if result.execution != Execution(float_precision=getattr(recipe, "float_precision", "float32")):
+        raise ToolchainFailed(
+            "The process that read the upload wants its artifact run otherwise than the recipe says: nothing was made."
+        )
+    return replace(result, notes=result.notes[:_MOST_CLAIMED_NOTES])
 
 
 def put_aside(bench: Bench, made: Made, *, name: str) -> Made:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.domain.errors import JobFailure, SandboxUnavailable
 from app.domain.evidence import Receipt
 from app.domain.models import ModelManifest
 from app.domain.reports import Environment, Kernels, Latency, Memory
@@ -82,3 +83,15 @@ async def measure_score(
             forms=tuple(forms), signature=model.signature, evaluation=rows, classes=evaluation.dataset.classes
         )
         return await bench.stage("score", spec, gives=ScoreResult, until=until)
+
+
+async def try_score(
+    bench: Bench, forms: Sequence[Form], model: ModelManifest, *, evaluation: Chosen, until: float
+) -> tuple[ScoreResult | None, JobFailure | None]:
+    """Answer the evaluation rows; where that fails, return why, so that what else was measured is kept."""
+    try:
+        return await measure_score(bench, forms, model, evaluation=evaluation, until=until), None
+    except SandboxUnavailable:
+        raise
+    except JobFailure as failure:
+        return None, failure

@@ -5,16 +5,23 @@ from workers.jobs.bench import Bench
 from workers.jobs.examining import measure_checks, measure_sensitivity
 from workers.jobs.lookup import Order
 from workers.jobs.making import bring_float32
-from workers.jobs.measuring import forms_beside, measure_costs, measure_score
+from workers.jobs.measuring import forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence
+from workers.jobs.rows import Chosen
 from workers.stages import Form
 
 
-async def prove(bench: Bench, order: Order, form: Form, *, sense: bool, until: float) -> Evidence:
+async def prove(
+    bench: Bench, order: Order, form: Form, *, sense: bool, selection: Chosen | None = None, until: float
+) -> Evidence:
     """Measure a form beside float32 and bfloat16 on the order's evaluation rows.
 
     Args:
         sense: whether to look at single layers as well.
+        selection: rows that chose the form in a search.
+
+    Returns:
+        All that could be measured; `failure` says why there is no score.
     """
     start, signature = bench.job.percent, order.float32.signature
 
@@ -23,10 +30,16 @@ async def prove(bench: Bench, order: Order, form: Form, *, sense: bool, until: f
 
     forms = forms_beside(await bring_float32(bench, order), variant=form)
     costs = await measure_costs(bench, forms, signature, until=at(0.4))
-    score = await measure_score(bench, costs.forms, order.model, evaluation=order.evaluation, until=at(0.75))
+    score, failure = await try_score(bench, costs.forms, order.model, evaluation=order.evaluation, until=at(0.75))
     both = (costs.forms[0], costs.forms[-1])
     check = await measure_checks(
-        bench, both, order.model, calibration=order.calibration, evaluation=order.evaluation, until=at(0.85)
+        bench,
+        both,
+        order.model,
+        calibration=order.calibration,
+        evaluation=order.evaluation,
+        selection=selection,
+        until=at(0.85),
     )
     sensitivity: tuple[LayerSensitivity, ...] = ()
     if sense:
@@ -40,4 +53,5 @@ async def prove(bench: Bench, order: Order, form: Form, *, sense: bool, until: f
         sensitivity=sensitivity,
         calibration=order.calibration.use if order.calibration else None,
         evaluation=order.evaluation.use,
+        failure=failure,
     )

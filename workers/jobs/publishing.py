@@ -1,18 +1,22 @@
 """From a measured artifact in the scratch folder to a published variant, or to findings kept with a job that failed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.domain.errors import JobFailure
+from app.domain.evidence import Diagnosis
 from app.domain.names import Reference
-from app.domain.recipes import Single
+from app.domain.recipes import PtqDynamic, Single
 from app.domain.reports import Report
-from app.domain.variants import Variant
+from app.domain.variants import FLOAT32, Execution, Variant
 from workers.jobs import refusals
 from workers.jobs.bench import Bench
+from workers.jobs.examining import measure_checks
 from workers.jobs.lookup import Order
-from workers.jobs.making import Made
+from workers.jobs.making import Made, bring_float32
 from workers.jobs.reporting import Evidence, make_report
 from workers.sandbox import output_path
+from workers.stages import Form
 
 
 def variant_of(bench: Bench, order: Order, recipe: Single, made: Made, *, name: str) -> Variant:
@@ -30,10 +34,15 @@ def variant_of(bench: Bench, order: Order, recipe: Single, made: Made, *, name: 
     )
 
 
-def batch_limit(evidence: Evidence) -> int | None:
-    """Return 1 for a variant whose answer to a row depends on the rows beside it; None for no limit of its own."""
+def batch_limit(evidence: Evidence, recipe: Single) -> int | None:
+    """Return 1 for a variant whose answer to a row depends on the rows beside it; None for no limit of its own.
+
+    Where that was not measured, one scale for a whole batch of activations says enough.
+    """
     seen = evidence.score.invariance if evidence.score else None
-    return 1 if seen is not None and not seen.invariant else None
+    if seen is None:
+        return 1 if isinstance(recipe, PtqDynamic) and recipe.toolchain == "ort" else None
+    return None if seen.invariant else 1
 
 
 def report_of(variant: Variant, evidence: Evidence, order: Order, made: Made) -> Report:
@@ -54,6 +63,25 @@ async def refuse(bench: Bench, failure: JobFailure, report: Report) -> JobFailur
     """Keep what was measured with the job that fails; return why it does."""
     await bench.workshop.history.keep_report(bench.job.id, report)
     return failure
+
+
+async def refuse_unmeasured(bench: Bench, failure: JobFailure, order: Order) -> JobFailure:
+    """Keep with the job what is known although there is no variant: float32's numbers, a look at the rows, and why."""
+    form = Form(name=FLOAT32, artifact=await bring_float32(bench, order), execution=Execution())
+    calibration, evaluation = order.calibration, order.evaluation
+    check = await measure_checks(
+        bench, (form,), order.model, calibration=calibration, evaluation=evaluation, until=bench.job.percent
+    )
+    known = await bench.workshop.variants.report(order.float32)
+    report = replace(
+        known,
+        calibration=calibration.use if calibration else None,
+        findings=check.findings,
+        diagnosis=(Diagnosis(question="Why did it not convert?", answer=(failure.message,), next=()),),
+        notes=(failure.message, *known.notes),
+        created_at=datetime.now(UTC),
+    )
+    return await refuse(bench, failure, report)
 
 
 async def publish(bench: Bench, variant: Variant, report: Report, *, path: str) -> str:

@@ -2,15 +2,23 @@
 
 from dataclasses import replace
 
-from app.domain.errors import RecipeInvalid
+from app.domain.errors import JobFailure, RecipeInvalid, SandboxUnavailable
 from app.domain.recipes import Auto, PtqStatic, Single
 from workers.jobs import refusals
 from workers.jobs.bench import Bench
 from workers.jobs.lookup import look_up
 from workers.jobs.making import bring_float32, make
 from workers.jobs.proof import prove
-from workers.jobs.publishing import batch_limit, publish, published_before, refuse, report_of, variant_of
-from workers.jobs.search.auto import search
+from workers.jobs.publishing import (
+    batch_limit,
+    publish,
+    published_before,
+    refuse,
+    refuse_unmeasured,
+    report_of,
+    variant_of,
+)
+from workers.jobs.search.auto import search, tidy_up
 from workers.stages import Form
 
 
@@ -20,6 +28,8 @@ async def quantize(bench: Bench) -> str:
     if recipe is None:
         raise RecipeInvalid(f"Job {bench.job.id} has no recipe: send one with the job.")
     if bench.job.attempt > 1 and (published := await published_before(bench)) is not None:
+        if isinstance(recipe, Auto):
+            await tidy_up(bench, recipe)
         return published
     return await (search(bench, recipe) if isinstance(recipe, Auto) else _carry_out(bench, recipe))
 
@@ -28,15 +38,21 @@ async def _carry_out(bench: Bench, recipe: Single) -> str:
     async with bench.step("fetching the model", until=5):
         order = await look_up(bench, recipe)
         await bring_float32(bench, order)
-    async with bench.step("quantizing", until=40):
-        made = await make(bench, order, recipe, until=40)
-    variant = variant_of(bench, order, recipe, made, name=bench.job.variant or recipe.default_name)
-    form = Form(name=variant.name, artifact=made.path, execution=variant.execution)
-    evidence = await prove(bench, order, form, sense=isinstance(recipe, PtqStatic), until=97)
-    variant = replace(variant, max_batch_size=batch_limit(evidence))
+    try:
+        async with bench.step("quantizing", until=40):
+            made = await make(bench, order, recipe, until=40)
+        variant = variant_of(bench, order, recipe, made, name=bench.job.variant or recipe.default_name)
+        form = Form(name=variant.name, artifact=made.path, execution=variant.execution)
+        evidence = await prove(bench, order, form, sense=isinstance(recipe, PtqStatic), until=97)
+    except SandboxUnavailable:
+        raise
+    except JobFailure as failure:
+        await refuse_unmeasured(bench, failure, order)
+        raise
+    variant = replace(variant, max_batch_size=batch_limit(evidence, recipe))
     report = report_of(variant, evidence, order, made)
     async with bench.step("publishing", until=100):
-        failure = refusals.why(variant, report, order.float32)
-        if failure is not None:
-            raise await refuse(bench, failure, report)
+        why = evidence.failure or refusals.why(variant, report, order.float32)
+        if why is not None:
+            raise await refuse(bench, why, report)
         return await publish(bench, variant, report, path=made.path)

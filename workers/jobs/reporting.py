@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from app.domain.diagnosis import diagnose
-from app.domain.evidence import DataUse, LayerSensitivity, Verdict
+from app.domain.errors import JobFailure
+from app.domain.evidence import DataUse, LayerReceipt, LayerSensitivity, Receipt, Verdict
 from app.domain.reports import ConversionCheck, Report, Size
 from app.domain.search import Search
 from app.domain.variants import Variant
@@ -13,10 +14,17 @@ from workers.jobs.gallery import as_images
 from workers.jobs.measuring import BFLOAT16, Costs
 from workers.stages import CheckResult, ScoreResult
 
+_LAYERS_NAMED = 5
+_LONGEST_NAME = 80
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that was found out about a variant before it is published, as far as it goes."""
+    """All that was found out about a variant before it is published, as far as it goes.
+
+    Attributes:
+        failure: why there is no score; then the variant is not published.
+    """
 
     costs: Costs
     score: ScoreResult | None = None
@@ -27,6 +35,7 @@ class Evidence:
     conversion: ConversionCheck | None = None
     verdict: Verdict | None = None
     search: Search | None = None
+    failure: JobFailure | None = None
 
 
 def make_report(
@@ -40,7 +49,8 @@ def make_report(
     """Put what was measured into one record.
 
     Args:
-        made_with: versions of the libraries that made the artifact, which may not be those that measured it.
+        made_with: versions of the libraries that made the artifact, as the process that did it says: of a library that
+            measured as well, the version that was seen counts.
         notes: what else a reader should know, first of all.
     """
     costs, score, check = evidence.costs, evidence.score, evidence.check
@@ -63,14 +73,14 @@ def make_report(
         memory=costs.memory,
         kernels=costs.kernels,
         conversion=evidence.conversion,
-        environment=replace(costs.environment, libraries={**costs.environment.libraries, **(made_with or {})}),
+        environment=replace(costs.environment, libraries={**(made_with or {}), **costs.environment.libraries}),
         notes=(*notes, *_notes(evidence)),
         created_at=datetime.now(UTC),
         execution=variant.execution,
         metrics=score.metrics if score else (),
         verdict=evidence.verdict,
         receipt=costs.receipt,
-        findings=check.findings if check else (),
+        findings=(*(score.findings if score else ()), *(check.findings if check else ())),
         invariance=score.invariance if score else None,
         histograms=check.histograms if check else (),
         sensitivity=evidence.sensitivity,
@@ -81,7 +91,7 @@ def make_report(
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
-    notes: list[str] = []
+    notes: list[str] = [evidence.failure.message] if evidence.failure else []
     score, use = evidence.score, evidence.evaluation
     if score is not None and score.accuracy is None:
         notes.append("The evaluation rows have no class labels that fit the first output, so there is no accuracy.")
@@ -89,4 +99,18 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
         notes.append("No evaluation dataset was given: rows that calibration left over scored.")
     if not any(form.execution.float_precision == BFLOAT16 for form in evidence.costs.forms):
         notes.append("The engine does not compute in bfloat16 on this CPU, so float32 and the variant stand alone.")
-    return tuple(notes)
+    return (*notes, *_untraced(evidence.costs.receipt))
+
+
+def _untraced(receipt: Receipt | None) -> tuple[str, ...]:
+    """Name the layers of which the receipt cannot say what they ran in."""
+    lost = [layer.name[:_LONGEST_NAME] for layer in (receipt.layers if receipt else ()) if _is_untraced(layer)]
+    if not lost:
+        return ()
+    more = f" and {len(lost) - _LAYERS_NAMED} more" if len(lost) > _LAYERS_NAMED else ""
+    named = ", ".join(lost[:_LAYERS_NAMED]) + more
+    return (f"{len(lost)} quantized layers could not be traced in the engine's graph: {named}.",)
+
+
+def _is_untraced(layer: LayerReceipt) -> bool:
+    return layer.quantized and layer.variant is None

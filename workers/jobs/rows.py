@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import DatasetUnfit
 from app.domain.evidence import DataUse
-from app.domain.recipes import PtqStatic, WeightOnly
+from app.domain.recipes import LearnsFromRows
 from app.domain.reports import Report
 
 LEAST_SPARE = 200
@@ -107,11 +107,7 @@ def some_of(chosen: Chosen, most: int) -> Chosen:
 def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
     """Return the rows of a dataset that calibrated the variant a report is about; None if it was another dataset."""
     recipe, use = report.recipe, report.calibration
-    if (
-        not isinstance(recipe, (PtqStatic, WeightOnly))
-        or use is None
-        or use.dataset != f"{dataset.name}:{dataset.version}"
-    ):
+    if not isinstance(recipe, LearnsFromRows) or use is None or use.dataset != f"{dataset.name}:{dataset.version}":
         return None
     for hold_out in (False, True):  # whichever it was, its rows have the recorded hash
         chosen = choose_calibration(dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=hold_out)

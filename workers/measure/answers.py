@@ -54,6 +54,16 @@ class Answers:
         return self.first if fits else None
 
     @cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which rows float32 answers, bool[rows]: no NaN in the first output, and not infinities alone."""
+        output = self.first[0].reshape(len(self.rows), -1)
+        if output.dtype.kind != "f" or output.size == 0:
+            return np.ones(len(self.rows), np.bool_)
+        finite, nan = np.isfinite(output), np.isnan(output)
+        found: NDArray[np.bool_] = np.logical_and(finite.any(axis=1), np.logical_not(nan.any(axis=1)))
+        return found
+
+    @cached_property
     def classes(self) -> list[Ids] | None:
         """Per form the class it answers, int64[rows]; None if the first output says none."""
         if self.scores is not None:

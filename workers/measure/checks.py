@@ -24,7 +24,12 @@ def check(spec: CheckSpec, scratch: Path, progress: Progress) -> CheckResult:
     progress(0.0, "checking the rows")
     evaluation = identify(spec.evaluation, scratch=scratch)
     calibration = identify(spec.calibration, scratch=scratch) if spec.calibration else None
-    found = [*_rows(calibration, evaluation), *_classes(calibration, evaluation, names=spec.classes)]
+    selection = identify(spec.selection, scratch=scratch) if spec.selection else None
+    found = [
+        *_chose(selection, evaluation),
+        *_rows(calibration, evaluation),
+        *_classes(calibration, evaluation, names=spec.classes),
+    ]
     progress(0.3, "checking the inputs")
     scored = summarize(spec.evaluation, spec.signature, scratch=scratch)
     calibrated = summarize(spec.calibration, spec.signature, scratch=scratch) if spec.calibration else None
@@ -38,16 +43,32 @@ def check(spec: CheckSpec, scratch: Path, progress: Progress) -> CheckResult:
 
 def _rows(calibration: Identity | None, evaluation: Identity) -> Iterator[Finding]:
     if calibration is not None:
-        shared = [row for digest, row in evaluation.first.items() if digest in calibration.first]
+        shared = _shared(calibration, evaluation)
         if shared:
             yield Finding(
                 code="calibration_in_evaluation",
                 severity="warning",
                 message=f"{len(shared)} evaluation rows also calibrate, so the score may flatter: send other rows.",
-                rows=tuple(sorted(shared)[:ROWS_NAMED]),
+                rows=tuple(shared[:ROWS_NAMED]),
             )
         yield from _duplicates(calibration, of="calibration")
     yield from _duplicates(evaluation, of="evaluation")
+
+
+def _chose(selection: Identity | None, evaluation: Identity) -> Iterator[Finding]:
+    shared = _shared(selection, evaluation) if selection is not None else []
+    if shared:
+        yield Finding(
+            code="selection_in_evaluation",
+            severity="warning",
+            message=f"{len(shared)} evaluation rows also chose the variant, so the score may flatter: send other rows.",
+            rows=tuple(shared[:ROWS_NAMED]),
+        )
+
+
+def _shared(one: Identity, evaluation: Identity) -> list[int]:
+    """Return the evaluation rows that equal one of other rows by what is in them, ascending."""
+    return sorted(row for digest, row in evaluation.first.items() if digest in one.first)
 
 
 def _duplicates(identity: Identity, *, of: str) -> Iterator[Finding]:

@@ -72,25 +72,45 @@ def closeness(reference: Sequence[Floats], outputs: Sequence[Floats]) -> Closene
 
     The cosine of two zero rows is 1, and 0 if only one of them is zero.
     """
-    signal, noise, other, dot = (np.zeros(len(reference[0])) for _ in range(4))
-    for one, form in zip(reference, outputs, strict=True):
-        finite = np.isfinite(one)
-        if not finite.all():
-            one, form = np.where(finite, one, 0), np.where(finite, form, 0)  # noqa: PLW2901 - masks count for nothing
-        signal += np.einsum("re,re->r", one, one)
-        other += np.einsum("re,re->r", form, form)
-        dot += np.einsum("re,re->r", one, form)
-        difference = one - form
-        noise += np.einsum("re,re->r", difference, difference)
+    finite = [np.isfinite(one) for one in reference]
+    if not all(mask.all() for mask in finite):  # masks count for nothing
+        reference = [np.where(mask, one, 0) for mask, one in zip(finite, reference, strict=True)]
+        outputs = [np.where(mask, form, 0) for mask, form in zip(finite, outputs, strict=True)]
+    differences = [one - form for one, form in zip(reference, outputs, strict=True)]
+    return Closeness(
+        signal=_products(reference, reference),
+        noise=_products(differences, differences),
+        cosine=_cosine(reference, outputs),
+    )
+
+
+def _cosine(reference: Sequence[Floats], outputs: Sequence[Floats]) -> Floats:
+    one, form = _near_one(reference), _near_one(outputs)
+    signal, other = _products(one, one), _products(form, form)
     norms = np.sqrt(signal) * np.sqrt(other)
-    cosine = np.clip(dot / np.where(norms > 0, norms, 1), -1, 1)
+    cosine = np.clip(_products(one, form) / np.where(norms > 0, norms, 1), -1, 1)
     cosine[(signal == 0) & (other == 0)] = 1.0
-    return Closeness(signal=signal, noise=noise, cosine=cosine)
+    return cosine
+
+
+def _near_one(outputs: Sequence[Floats]) -> list[Floats]:
+    """Scale each row by a power of two, which rounds nothing: the square of 1e155 is no float64."""
+    largest = np.max([np.abs(output).max(axis=1, initial=0) for output in outputs], axis=0)
+    _, exponents = np.frexp(largest)
+    return [np.ldexp(output, -exponents[:, np.newaxis]) for output in outputs]
+
+
+def _products(one: Sequence[Floats], other: Sequence[Floats]) -> Floats:
+    """Return the scalar product of each row, over all outputs: float64[rows]."""
+    found: Floats = np.sum([np.einsum("re,re->r", a, b) for a, b in zip(one, other, strict=True)], axis=0)
+    return found
 
 
 def sqnr_db(signal: float, noise: float) -> float | None:
-    """Return 10·log10(signal / noise), both energies; None without noise."""
-    return None if noise == 0 else float(10 * np.log10(max(signal, _TINY) / noise))
+    """Return 10·log10(signal / noise), both energies; None without noise, or where one is more than a float64 holds."""
+    if noise == 0 or not np.isfinite((signal, noise)).all():
+        return None
+    return float(10 * np.log10(max(signal, _TINY) / noise))
 
 
 def divergence(reference: Floats, logits: Floats) -> Floats:

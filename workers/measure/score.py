@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from app.domain.errors import ToolchainFailed
-from app.domain.evidence import Invariance
+from app.domain.errors import DatasetUnfit, ToolchainFailed
+from app.domain.evidence import Finding, Invariance
 from app.domain.reports import Fidelity
 from workers.data.batches import Batch, Tensors, batches
 from workers.measure.accuracy import AccuracyTally
@@ -25,6 +25,7 @@ from workers.stages import Progress, ScoreResult, ScoreSpec
 BATCH_ROWS = 32
 _LEAST_BATCH_ROWS = 2
 _MOST_BATCH_ELEMENTS = 1 << 22
+_ROWS_NAMED, _ROWS_IN_WORDS = 20, 5
 
 Outputs = list[NDArray[Any]]
 
@@ -33,7 +34,8 @@ def score(spec: ScoreSpec, scratch: Path, progress: Progress) -> ScoreResult:
     """Run every form over the same rows, batch by batch; memory does not grow with the rows but for their answers.
 
     Raises:
-        DatasetUnfit: a row that the model does not take, or a label that is none of its classes.
+        DatasetUnfit: a row that the model does not take, a label that is none of its classes, or rows on which float32
+            itself answers nothing but NaN: whatever is compared with that looks the same.
         ToolchainFailed: a form cannot run, or answers NaN or an infinity where float32 does not.
     """
     core = ov.Core()
@@ -74,14 +76,18 @@ class _Tallies:
         self._metrics = Metrics(self._names, rows=len(spec.evaluation.rows))
         self._accuracy = AccuracyTally(self._names)
         self._fidelity = [FidelityTally() for _ in self._names[1:]]
+        self._answered = False
+        self._unanswered: list[int] = []
 
     def add(self, batch: Batch, outputs: list[Outputs]) -> None:
         count, signature = len(batch.rows), self._spec.signature
         answers = Answers(
             [rows_first(form, signature, count=count) for form in outputs], labels=batch.labels, rows=batch.rows
         )
+        self._answered |= any(output.size == 0 or np.isfinite(output).any() for output in answers.outputs[0])
         for name, form in zip(self._names[1:], answers.outputs[1:], strict=True):
             _check_finite(answers.outputs[0], form, name=name, rows=batch.rows)
+        self._unanswered += [row for row, told in zip(batch.rows, answers.answered.tolist(), strict=True) if not told]
         self._metrics.add(answers)
         for tally, close in zip(self._fidelity, answers.closeness, strict=True):
             tally.add(close)
@@ -90,9 +96,14 @@ class _Tallies:
         if answers.classes is not None:
             self._accuracy.add(answers.classes, labels=answers.class_labels, rows=batch.rows)
             for tally, classes in zip(self._fidelity, answers.classes[1:], strict=True):
-                tally.add_classes(answers.classes[0], classes)
+                tally.add_classes(answers.classes[0][answers.answered], classes[answers.answered])
 
     def result(self, scratch: Path) -> ScoreResult:
+        if not self._answered:
+            raise DatasetUnfit(
+                "The float32 model itself answers NaN or an infinity to every evaluation row, so no form can be "
+                "compared with it: look at the model, or at how the rows are prepared."
+            )
         spec = self._spec
         changes = self._accuracy.changes(MOST_PICTURES)
         return ScoreResult(
@@ -100,7 +111,23 @@ class _Tallies:
             fidelity=self._by_form(),
             metrics=self._metrics.scores(),
             gallery=gallery(changes, spec.evaluation, spec.signature, scratch=scratch, classes=spec.classes),
+            findings=self._findings(),
         )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        rows = self._unanswered
+        if not rows:
+            return ()
+        named = ", ".join(map(str, rows[:_ROWS_IN_WORDS]))
+        more = f" and {len(rows) - _ROWS_IN_WORDS} more" if len(rows) > _ROWS_IN_WORDS else ""
+        message = (
+            f"Float32 itself answers NaN, or nothing but infinities, to {len(rows)} evaluation rows ({named}{more}): "
+            "the agreement leaves them out. Look at the model, or at these rows."
+        )
+        finding = Finding(
+            code="float32_not_finite", severity="warning", message=message, rows=tuple(rows[:_ROWS_NAMED])
+        )
+        return (finding,)
 
     def _by_form(self) -> dict[str, Fidelity]:
         return {name: tally.result() for name, tally in zip(self._names[1:], self._fidelity, strict=True)}

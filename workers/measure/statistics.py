@@ -121,6 +121,8 @@ def _acceleration(left_out: Floats) -> float:
     """Return how fast the spread changes with the value: a sixth of the skewness of the groups' influence."""
     known = left_out[np.isfinite(left_out)]
     influence = known.mean() - known
+    # a power of two rounds nothing and leaves the skewness as it is, but the square of 1e155 is no float64
+    influence = np.ldexp(influence, -np.frexp(np.abs(influence).max(initial=0.0))[1])
     spread = float((influence**2).sum())
     return float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
 

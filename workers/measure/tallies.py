@@ -112,7 +112,7 @@ class Hits:
     """Keeps whether each row counts.
 
     Args:
-        hits: from a batch to bool[forms, rows].
+        hits: from a batch to bool[forms, rows]; rows that cannot count either way may be left out.
     """
 
     def __init__(self, hits: Callable[[Answers], Bools]) -> None:
@@ -122,8 +122,9 @@ class Hits:
     def add(self, answers: Answers) -> None:
         self._kept.append(self._hits(answers))
 
-    def result(self) -> Counted:
-        return Counted(hits=np.concatenate(self._kept, axis=1))
+    def result(self) -> Counted | None:
+        hits = np.concatenate(self._kept, axis=1)
+        return Counted(hits=hits) if hits.size else None
 
 
 class Sums:

@@ -29,7 +29,7 @@ _MOST_THROUGHPUT_RUNS = 20
 
 
 def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
-    """Time one row per call, all forms in turns, then `batch_size` rows per call, then profile all forms in turns.
+    """Time one row per call, all forms in turns, then `batch_size` rows per call, then profile them in turns.
 
     Raises:
         ToolchainFailed: a form that OpenVINO cannot compile or run.
@@ -45,8 +45,10 @@ def measure(spec: TimeSpec, scratch: Path, progress: Progress) -> TimeResult:
     progress(0.6, f"timing {size} rows per call")
     rates = _throughput(sessions, random_inputs(spec.signature, rows=size), size=size)
     del sessions
-    progress(0.8, "reading which kernels ran")
-    ran = kernels(forms, spec.signature, one_row, scratch=scratch, core=core)
+    ran: dict[str, Kernels] = {}
+    if spec.profiled:
+        progress(0.8, "reading which kernels ran")
+        ran = kernels(forms, spec.signature, one_row, scratch=scratch, core=core)
     return TimeResult(
         latency={
             form.name: latency(times, reference=seconds[0], rate=rate, batch_size=size)
@@ -90,7 +92,7 @@ def latency(seconds: NDArray[np.float64], *, reference: NDArray[np.float64], rat
 
 
 def _receipt(forms: Sequence[Form], ran: dict[str, Kernels], *, scratch: Path) -> Receipt | None:
-    if len(forms) == 1:
+    if len(forms) == 1 or not ran:
         return None
     float32, variant = forms[0], forms[-1]
     return receipt(

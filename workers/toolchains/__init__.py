@@ -41,8 +41,8 @@ def transform(spec: TransformSpec, scratch: Path, progress: Progress) -> Transfo
         PrecisionUnavailable: this CPU cannot run what the recipe asks for.
         DatasetUnfit: a calibration row that the model does not take.
     """
-    graph = prepare(load_graph(scratch / spec.artifact), spec.recipe)
-    made = handler(spec)(graph, spec, scratch, progress)
+    # the float graph gets no name here: learning needs the memory that the toolchain is done with
+    made = handler(spec)(prepare(load_graph(scratch / spec.artifact), spec.recipe), spec, scratch, progress)
     made = learn(made, spec, scratch, progress)
     progress(0.95, "checking the variant's graph")
     finish(made.graph, spec.signature, path=scratch / VARIANT_OUTPUT)

@@ -22,6 +22,10 @@ _PAD_INPUTS = 2
 _MATRIX_AXES = 2
 _UNPACKING = frozenset({"DequantizeLinear", "Cast"})
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_EXTREMES = frozenset({"ReduceMax", "ReduceMin", "GlobalMaxPool"})
+_LAYERS = _CONVOLUTIONS | {"MatMul", "Gemm", "LSTM", "GRU", "RNN"}
+_AXES = 1
+_FIRST_SPATIAL_AXIS = 2
 
 
 def avoid_faults(graph: onnx.ModelProto) -> None:
@@ -33,6 +37,8 @@ def avoid_faults(graph: onnx.ModelProto) -> None:
     if any(node.op_type == "Concat" for node in graph.graph.node):
         make_unsigned(graph.graph)
     widen_pads(graph.graph)
+    if any(node.op_type in _EXTREMES for node in graph.graph.node):
+        set_extremes_apart(graph)
 
 
 def give_biases(graph: onnx.ModelProto) -> None:
@@ -102,6 +108,66 @@ def _is_zero_based(node: onnx.NodeProto, known: dict[str, TensorProto]) -> bool:
     if zero_point is None or zero_point.data_type != TensorProto.UINT8:
         return False
     return not numpy_helper.to_array(zero_point).any()
+
+
+def set_extremes_apart(graph: onnx.ModelProto) -> None:
+    """Put a Gather of the only entry between every ReduceMax, ReduceMin or GlobalMaxPool and a quantizer behind it.
+
+    Without, OpenVINO runs the quantizer as part of the reduction, with what activations and constants come before it,
+    and was seen to hold the extremes in 8-bit whole numbers meanwhile: rounded, and cut off at 0 or 127.
+    """
+    kinds, known = onnx_graph.typed(graph), onnx_graph.constants(graph.graph)
+    readers, nodes = onnx_graph.readers(graph.graph), []
+    for node in graph.graph.node:
+        nodes.append(node)
+        axes = _reduced_axes(node, kinds, known) if node.op_type in _EXTREMES else []
+        if axes and _reaches_quantizer(node, readers):
+            nodes.extend(_set_apart(graph.graph, node, axes))
+    onnx_graph.keep_nodes(graph.graph, nodes)
+
+
+def _set_apart(graph: onnx.GraphProto, node: onnx.NodeProto, axes: list[int]) -> list[onnx.NodeProto]:
+    """Let a reduction keep its axes; return what picks the only entry of one and drops them all if it dropped them."""
+    given, drops = node.output[0], not onnx_graph.attribute_int(node, "keepdims", default=1)
+    node.output[0] = onnx_graph.free_name(graph, f"{given}_extremes")
+    first = onnx_graph.add_constant(graph, np.array([0], np.int64), like=f"{node.name}_first")
+    if not drops:
+        return [helper.make_node("Gather", [node.output[0], first], [given], name=f"{node.name}_pick", axis=axes[0])]
+    next(attribute for attribute in node.attribute if attribute.name == "keepdims").i = 1
+    picked = onnx_graph.free_name(graph, f"{given}_picked")
+    dropped = onnx_graph.add_constant(graph, np.array(axes, np.int64), like=f"{node.name}_dropped")
+    return [
+        helper.make_node("Gather", [node.output[0], first], [picked], name=f"{node.name}_pick", axis=axes[0]),
+        helper.make_node("Squeeze", [picked, dropped], [given], name=f"{node.name}_drop"),
+    ]
+
+
+def _reduced_axes(node: onnx.NodeProto, kinds: dict[str, onnx.TypeProto], known: dict[str, TensorProto]) -> list[int]:
+    """Return the axes that a reduction leaves one entry of, as it names them; none if there are none, or unknown."""
+    dims = kinds[node.input[0]].tensor_type.shape.dim if node.input[0] in kinds else []
+    if node.op_type == "GlobalMaxPool":
+        return [_FIRST_SPATIAL_AXIS] if len(dims) > _FIRST_SPATIAL_AXIS else []
+    named = [int(axis) for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
+    if len(node.input) > _AXES and node.input[_AXES]:
+        if node.input[_AXES] not in known:
+            return []
+        named = [int(axis) for axis in numpy_helper.to_array(known[node.input[_AXES]])]
+    if named or onnx_graph.attribute_int(node, "noop_with_empty_axes", default=0):
+        return named
+    return list(range(len(dims)))
+
+
+def _reaches_quantizer(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> bool:
+    """Whether a quantizer comes behind the node before any layer does."""
+    waiting, seen = list(node.output), set(node.output)
+    while waiting:
+        for reader in readers.get(waiting.pop(), []):
+            if reader.op_type == _QUANTIZE:
+                return True
+            if reader.op_type not in _LAYERS:
+                waiting += [name for name in reader.output if name not in seen]
+                seen.update(reader.output)
+    return False
 
 
 def make_unsigned(graph: onnx.GraphProto) -> None:

@@ -28,10 +28,10 @@ def _option(*names: str, panel: str, text: str | None = None, least: float | Non
 
 
 Technique = Annotated[
-    Literal["ptq_static", "ptq_dynamic", "weight_only", "cast", "auto"] | None,
-    _option(panel=_RECIPE, text="What to do; default: ptq_static, or auto with a budget."),
+    str | None,
+    _option(panel=_RECIPE, text=f"One of {', '.join(TECHNIQUES)}; default: ptq_static, or auto with a budget."),
 ]
-Toolchain = Annotated[Literal["nncf", "ort", "torchao"] | None, _option(panel=_RECIPE, text="With what.")]
+Toolchain = Annotated[str | None, _option(panel=_RECIPE, text="With what, such as nncf, ort or torchao.")]
 RecipeFile = Annotated[
     Path | None,
     typer.Option(

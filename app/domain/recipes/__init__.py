@@ -6,17 +6,33 @@ Every record says for itself what the rest of Octet asks of it: `needs_calibrati
 
 from app.domain.recipes.auto import Auto, Budget
 from app.domain.recipes.cast import Cast
+from app.domain.recipes.limits import LearnsFromRows
 from app.domain.recipes.ptq_dynamic import PtqDynamic
 from app.domain.recipes.ptq_static import PtqStatic
 from app.domain.recipes.weight_only import WeightOnly
 
-__all__ = ["TECHNIQUES", "Auto", "Budget", "Cast", "PtqDynamic", "PtqStatic", "Recipe", "Single", "WeightOnly"]
+__all__ = [
+    "FROM_UPLOAD",
+    "TECHNIQUES",
+    "Auto",
+    "Budget",
+    "Cast",
+    "LearnsFromRows",
+    "PtqDynamic",
+    "PtqStatic",
+    "Recipe",
+    "Single",
+    "WeightOnly",
+]
 
 Single = PtqStatic | PtqDynamic | WeightOnly | Cast
 """A recipe that makes one artifact."""
 
 Recipe = Single | Auto
 """What a job may be asked for."""
+
+FROM_UPLOAD = frozenset({"torchao"})
+"""Toolchains that start from the `.pt2` itself, and may execute what is in it."""
 
 TECHNIQUES: dict[str, type[Recipe]] = {
     "ptq_static": PtqStatic,

@@ -1,4 +1,6 @@
-"""Bounds that every recipe keeps, and the sentences about them."""
+"""What recipes have in common: bounds that every one keeps, and what those say that learn from rows."""
+
+from typing import Protocol, runtime_checkable
 
 from app.domain.errors import RecipeInvalid
 
@@ -6,6 +8,16 @@ MOST_CALIBRATION_ROWS = 100_000
 MOST_NAMED_LAYERS = 1000
 LONGEST_LAYER_NAME = 200
 LARGEST_SEED = 2**32 - 1
+
+
+@runtime_checkable
+class LearnsFromRows(Protocol):
+    """A recipe that may calibrate: how many rows it takes, and the seed that picks them."""
+
+    @property
+    def calibration_rows(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 def check_rows(calibration_rows: int, seed: int) -> None:

@@ -5,7 +5,7 @@ So an attempt that takes over another's trials goes on exactly where that one wa
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -74,6 +74,20 @@ def late(profile: Profile, request: Auto) -> list[Single]:
     return [_static(request, toolchain="torchao")] if profile.torch_export else []
 
 
+def learned(trials: Iterable[Trial]) -> PtqStatic | None:
+    """Return the best static recipe of all with its rounding learned, which costs time now and none at run time.
+
+    None where nothing static was measured; torchao cannot learn it.
+    """
+    plain = [trial for trial in measured(trials) if _rounds(trial.recipe)]
+    recipe = pick(plain).recipe if plain else None
+    return replace(recipe, rounding="adaround") if isinstance(recipe, PtqStatic) else None
+
+
+def _rounds(recipe: Single) -> bool:
+    return isinstance(recipe, PtqStatic) and recipe.toolchain != "torchao" and recipe.rounding == "nearest"
+
+
 def refinement(profile: Profile, trials: Mapping[str, Trial], *, base: PtqStatic) -> tuple[PtqStatic, PtqStatic | None]:
     """Go through the settings one by one, keeping each that wins over the best so far.
 
@@ -95,10 +109,11 @@ def refinement(profile: Profile, trials: Mapping[str, Trial], *, base: PtqStatic
 def narrow(request: Auto, profile: Profile) -> list[Single]:
     """Return what stores weights in 4 bits, cheapest first: tried only where a size is asked for that 8 bits miss."""
     found: list[Single] = []
+    learning: dict[str, Any] = {"calibration_rows": request.calibration_rows, "seed": request.seed}
     if profile.products + profile.recurrent >= LEAST_SHARE:
-        found += [WeightOnly(bits=4), WeightOnly(bits=4, rounding="gptq", calibration_rows=_few(request))]
+        found += [WeightOnly(bits=4), WeightOnly(bits=4, rounding="gptq", **learning)]
     if profile.convolutions >= LEAST_SHARE:
-        found += [WeightOnly(bits=4, rounding="adaround", calibration_rows=_few(request), seed=request.seed)]
+        found += [WeightOnly(bits=4, rounding="adaround", **learning)]
     return found
 
 
@@ -123,11 +138,13 @@ def _settings(profile: Profile) -> Iterator[dict[str, Any]]:
 
 
 def _changed(base: PtqStatic, changes: dict[str, Any], trials: Mapping[str, Trial]) -> PtqStatic | None:
-    """Return the recipe with one setting changed; None if its toolchain has none such, or there is nothing to do."""
+    """Return the recipe with one setting changed; None if no such recipe can be, or there is nothing to do."""
     if "float_layers" in changes:
         trial = trials.get(key_of(base))
         more = tuple(name for name in (trial.fallbacks if trial else ()) if name not in base.float_layers)
-        return replace(base, float_layers=(*base.float_layers, *more)) if more else None
+        if not more:
+            return None
+        changes = {"float_layers": (*base.float_layers, *more)}
     if "observer" in changes:
         changes = {"percentile": None, **changes}
     try:
@@ -142,7 +159,3 @@ def _wins(trial: Trial, base: Trial | None) -> bool:
 
 def _static(request: Auto, **fields: Any) -> PtqStatic:  # noqa: ANN401 - fields of the record, which checks them
     return PtqStatic(calibration_rows=request.calibration_rows, seed=request.seed, fallback="keep", **fields)
-
-
-def _few(request: Auto) -> int:
-    return min(128, request.calibration_rows)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from app.domain.errors import BudgetMissed, JobFailure, OutOfTime
+from app.domain.errors import BudgetMissed, DatasetUnfit, JobFailure, OutOfTime, ToolchainFailed
 from app.domain.reports import Report
 from app.domain.search import Search, Trial
 from app.domain.variants import FLOAT32, Execution, Variant
@@ -47,6 +47,7 @@ class Ending:
             signature=self._plan.order.float32.signature,
             runs=self._plan.load.runs(FINAL_SECONDS),
             batch_size=1,
+            profiled=False,
         )
         until = LAST_PERCENT + 3
         async with self._bench.step("timing the finalists side by side", until=until):
@@ -64,6 +65,7 @@ class Ending:
 
         Raises:
             ToolchainFailed: it does not run on the final rows.
+            JobFailure: nothing can be measured on them.
         """
         proven = await self._proven(chosen)
         speedup = proven.evidence.costs.latency[proven.variant.name].speedup
@@ -79,7 +81,11 @@ class Ending:
         """Prove the nearest miss all the same, keep that with the job, and return why it fails."""
         budget = self._plan.request.budget
         nearest = nearest_miss(measured(self._hunt.trials()), budget)
-        proven = await self._proven(nearest)
+        try:
+            proven = await self._proven(nearest)
+        except (DatasetUnfit, ToolchainFailed):  # the final rows cannot score it: what the trials say stays
+            why = missed(nearest, budget, metric=self._hunt.done[nearest.key].metric or "")
+            return await self.without_proof(BudgetMissed(why))
         why = missed(nearest, budget, metric=proven.metric)
         return await refuse(self._bench, BudgetMissed(why), self._report(proven, nearest, why))
 
@@ -91,21 +97,33 @@ class Ending:
             if failures
             else f"No trial ended within {self._plan.request.time_limit_seconds} seconds: raise time_limit_seconds."
         )
+        return await self.without_proof(BudgetMissed(why) if failures else OutOfTime(why))
+
+    async def without_proof(self, failure: JobFailure) -> JobFailure:
+        """Keep the trials with the job, beside what is known of float32; return the failure."""
+        metrics = (self._plan.request.budget.metric, *(stored.metric for stored in self._hunt.done.values()))
+        metric = next((name for name in metrics if name), "")
         report = await self._bench.workshop.variants.report(self._plan.order.float32)
-        report = replace(report, search=self._search(metric=self._plan.request.budget.metric or "", chosen="", why=why))
-        return await refuse(self._bench, BudgetMissed(why) if failures else OutOfTime(why), report)
+        report = replace(report, search=self._search(metric=metric, chosen="", why=failure.message))
+        return await refuse(self._bench, failure, report)
 
     async def _proven(self, trial: Trial) -> _Proven:
         name = self._bench.job.variant or self._plan.request.default_name
         form = await self._form(name, trial)
         made = self._made(trial)
         variant = variant_of(self._bench, self._plan.order, trial.recipe, made, name=name)
-        evidence = await prove(self._bench, self._plan.order, form, sense=False, until=97)
-        score = metric_among(evidence.score.metrics if evidence.score else (), self._plan)
+        order = self._plan.order if trial.recipe.needs_calibration else replace(self._plan.order, calibration=None)
+        evidence = await prove(self._bench, order, form, sense=False, selection=self._plan.selection, until=97)
+        if evidence.failure is not None:
+            raise evidence.failure
+        scores = evidence.score.metrics if evidence.score else ()
+        # what chose it is what it is held to, whatever else these rows could be read in
+        wanted = self._plan.request.budget.metric or self._hunt.done[trial.key].metric
+        score = metric_among(scores, wanted, dataset=order.evaluation.dataset)
         latency, size = evidence.costs.latency[name].p50_ms, made.artifact.size_bytes
         verdict = judge(self._plan.request.budget, score, latency_ms=latency, size_bytes=size)
         return _Proven(
-            variant=replace(variant, max_batch_size=batch_limit(evidence)),
+            variant=replace(variant, max_batch_size=batch_limit(evidence, trial.recipe)),
             made=made,
             evidence=replace(evidence, sensitivity=self._hunt.sensitivity, verdict=verdict),
             metric=score.name,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Literal
 
-from app.domain.errors import JobFailure, OutOfMemory, StoreUnavailable
+from app.domain.errors import JobFailure, OutOfMemory
 from app.domain.evidence import LayerSensitivity
 from app.domain.recipes import Budget, PtqStatic, Single
 from app.domain.search import StoredTrial, Trial
@@ -13,7 +13,7 @@ from app.domain.variants import FLOAT32, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.examining import measure_sensitivity
 from workers.jobs.making import bring_float32
-from workers.jobs.search.candidates import key_of, late, narrow, opening, refinement, seconds_factor
+from workers.jobs.search.candidates import key_of, late, learned, narrow, opening, refinement, seconds_factor
 from workers.jobs.search.choice import eligible, is_bfloat16, loss_of, measured, pick
 from workers.jobs.search.mixed import Layers, mixed
 from workers.jobs.search.plan import Plan
@@ -66,6 +66,8 @@ class Hunt:
             await self._improve(self._bases()[:1])
             await self._try_all(late(self._plan.profile, self._plan.request))
             await self._improve(self._bases())
+            recipe = learned(self.trials())  # last: it takes as long as several others
+            await self._try_all([recipe] if recipe else [])
         except _Enough as enough:
             return enough.ended
         return "complete"
@@ -93,10 +95,7 @@ class Hunt:
         path = self._bench.scratch / relative
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            store, stored = self._bench.workshop.store, self.done[trial.key]
-            written = await store.fetch(self._plan.trials.artifact_path(stored), path)
-            if written.sha256 != trial.artifact_sha256:
-                raise StoreUnavailable("The store's copy of a trial's artifact is damaged: run the job again.")
+            await self._plan.trials.fetch(self.done[trial.key], path)
         return relative
 
     async def _take_over(self) -> None:
@@ -198,7 +197,8 @@ class Hunt:
             seconds=allowed,
             until=self._percent_after(allowed),
         )
-        await self._plan.trials.keep_sensitivity(base.trial.key, layers)
+        if layers:  # a look that failed may succeed for whoever goes on from here
+            await self._plan.trials.keep_sensitivity(base.trial.key, layers)
         return layers
 
     @property

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from app import __version__
 from app.catalogue.trials import Trials
 from app.domain.models import ModelFormat
 from app.domain.recipes import Auto
@@ -17,7 +18,7 @@ from workers.jobs.rows import Chosen, choose_selection
 from workers.jobs.search.candidates import Profile
 from workers.jobs.search.forecast import Load, does_not_fit, foresee
 
-_LIBRARIES = ("openvino", "nncf", "onnxruntime", "torchao")
+_LIBRARIES = ("openvino", "nncf", "onnx", "onnxruntime", "torch", "torchao")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +45,10 @@ async def make_plan(bench: Bench, request: Auto) -> Plan:
     Raises:
         DoesNotFit: it needs more than there is.
     """
-    order = await look_up(bench, request)
-    if order.calibration is None:
-        raise ValueError("a search without calibration rows was accepted")
-    selection, final = choose_selection(order.evaluation, calibration=order.calibration, seed=request.seed)
+    order, calibration, selection = await _parted(bench, request)
+    final = order.evaluation
     report = await bench.workshop.variants.report(order.float32)
-    load = Load.of(
-        report, calibration=len(order.calibration.rows), selection=len(selection.rows), final=len(final.rows)
-    )
+    load = Load.of(report, calibration=len(calibration.rows), selection=len(selection.rows), final=len(final.rows))
     trials = Trials(bench.workshop.store, search_key(order, selection, request))
     limit = float(request.time_limit_seconds)
     failure = does_not_fit(load, time_limit_seconds=limit, limits=bench.workshop.limits)
@@ -59,7 +56,7 @@ async def make_plan(bench: Bench, request: Auto) -> Plan:
         raise failure
     return Plan(
         request=request,
-        order=replace(order, evaluation=final),
+        order=order,
         selection=selection,
         profile=Profile.of(report.kernels["float32"], torch_export=order.model.format is ModelFormat.TORCH_EXPORT),
         load=load,
@@ -68,12 +65,32 @@ async def make_plan(bench: Bench, request: Auto) -> Plan:
     )
 
 
+async def trials_of(bench: Bench, request: Auto) -> Trials:
+    """Return the trials of the search that a job asks for.
+
+    Raises:
+        OctetError: what the job names is not there, or does not fit.
+    """
+    order, _, selection = await _parted(bench, request)
+    return Trials(bench.workshop.store, search_key(order, selection, request))
+
+
+async def _parted(bench: Bench, request: Auto) -> tuple[Order, Chosen, Chosen]:
+    """Return the order with the rows of the final score, the rows that calibrate, and those that choose."""
+    order = await look_up(bench, request)
+    if order.calibration is None:
+        raise ValueError("a search without calibration rows was accepted")
+    selection, final = choose_selection(order.evaluation, calibration=order.calibration, seed=request.seed)
+    return replace(order, evaluation=final), order.calibration, selection
+
+
 def search_key(order: Order, selection: Chosen, request: Auto) -> str:
     """Return what names the search in the store: all that its trials depend on, and nothing else."""
     calibration = order.calibration.use if order.calibration else None
     facts = [
         order.float32.artifact.sha256,
         order.model.upload.sha256,
+        asdict(order.model.preprocessing) if order.model.preprocessing else None,
         calibration.dataset if calibration else "",
         calibration.sha256 if calibration else "",
         selection.use.dataset,
@@ -82,7 +99,7 @@ def search_key(order: Order, selection: Chosen, request: Auto) -> str:
         request.seed,
         request.budget.metric,
         _machine(),
-        [version(library) for library in _LIBRARIES],
+        [__version__, *(version(library) for library in _LIBRARIES)],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

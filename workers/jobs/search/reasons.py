@@ -6,7 +6,7 @@ from app.domain.metrics import METRICS
 from app.domain.recipes import Budget
 from app.domain.recipes.summary import summary
 from app.domain.search import Trial
-from workers.jobs.search.choice import is_bfloat16, loss_of, misses, speed_of
+from workers.jobs.search.choice import is_bfloat16, loss_of, misses, noise_of, speed_of
 
 _BARELY = 1.02
 
@@ -21,12 +21,14 @@ def reason(chosen: Trial, finalists: Sequence[Trial], trials: Sequence[Trial], *
     """
     told = f"{speedup:.2f} times as fast as float32 and {_loses(chosen, metric)}"
     words = f"{summary(chosen.recipe)} is {told}"
-    if is_bfloat16(chosen):
-        return f"Nothing that keeps the budget beats bfloat16, so bfloat16 it is: it is {told}."
     fastest = max(finalists, key=speed_of)
     if fastest.key != chosen.key and speed_of(fastest) > speed_of(chosen):
         gain = speed_of(fastest) / speed_of(chosen) - 1
-        return f"{words}; the fastest that keeps the budget is {gain:.0%} faster and loses more."
+        further = noise_of(fastest) > noise_of(chosen)
+        price = "its outputs are further from float32's" if further else "loses more"
+        return f"{words}; the fastest that keeps the budget is {gain:.0%} faster and {price}."
+    if is_bfloat16(chosen):
+        return f"Nothing that keeps the budget beats bfloat16, so bfloat16 it is: it is {told}."
     if speedup < _BARELY:
         return f"{words}; nothing that keeps the budget is faster than float32."
     return f"{words}; of {len(trials)} trials none that keeps the budget is faster."

@@ -4,7 +4,17 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from app.domain.errors import DatasetUnfit, JobFailure, OutOfTime, SandboxUnavailable, ToolchainFailed
+from app.domain.datasets import DatasetManifest
+from app.domain.errors import (
+    DatasetUnfit,
+    JobFailure,
+    OutOfDisk,
+    OutOfMemory,
+    OutOfTime,
+    SandboxUnavailable,
+    StageCrashed,
+    ToolchainFailed,
+)
 from app.domain.evidence import MetricScore
 from app.domain.recipes import Single
 from app.domain.recipes.summary import summary
@@ -25,6 +35,9 @@ CANDIDATE = "candidate"
 """What a trial's form is called beside float32."""
 
 _LONGEST_STEP = 100
+
+_PASSING = (OutOfDisk, OutOfMemory, OutOfTime, SandboxUnavailable, StageCrashed)
+"""What fails a trial because of the machine or the hour: a later attempt may have more of either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +88,18 @@ async def run_trial(bench: Bench, plan: Plan, recipe: Single, turn: Turn) -> tup
     return stored, failure
 
 
-def metric_among(scores: tuple[MetricScore, ...], plan: Plan) -> MetricScore:
+def metric_among(scores: tuple[MetricScore, ...], wanted: str | None, *, dataset: DatasetManifest) -> MetricScore:
     """Return the score that the budget is read in.
+
+    Args:
+        wanted: the budget's metric, or that of the trials; None takes the first that the rows can give.
+        dataset: what the rows are from.
 
     Raises:
         DatasetUnfit: the rows do not give it.
     """
-    wanted, by_name = plan.request.budget.metric, {score.name: score for score in scores}
+    by_name = {score.name: score for score in scores}
     if wanted is not None:
-        dataset = plan.selection.dataset
         require_metric(wanted, by_name, dataset=dataset.name, labels=dataset.label_kind)
         return by_name[wanted]
     score = default_metric(scores)
@@ -116,7 +132,8 @@ class _Run:
         weigh = WeighSpec(form=forms[1], signature=self._signature)
         weighed = await self._stage("weigh", weigh, gives=WeighResult, share=0.8)
         scored = await self._score(forms)
-        metric, latency = metric_among(scored.metrics, self._plan), timed.latency[CANDIDATE]
+        wanted, dataset = self._plan.request.budget.metric, self._plan.selection.dataset
+        metric, latency = metric_among(scored.metrics, wanted, dataset=dataset), timed.latency[CANDIDATE]
         trial = Trial(
             key=key_of(recipe),
             recipe=recipe,
@@ -195,9 +212,14 @@ def _raise(failure: JobFailure | None) -> None:
         raise failure
 
 
+def lasting(failure: JobFailure | None) -> bool:
+    """Whether a trial would end in the same way for whoever tries it again."""
+    return not isinstance(failure, _PASSING)
+
+
 async def _keep(bench: Bench, plan: Plan, stored: StoredTrial, failure: JobFailure | None) -> None:
-    if isinstance(failure, OutOfTime):
-        return  # with more time it may succeed
+    if not lasting(failure):
+        return
     if stored.trial.failure is not None:
         await plan.trials.keep(stored, artifact=None)
         return

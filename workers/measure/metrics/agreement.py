@@ -1,4 +1,7 @@
-"""Agreement: the share of rows that answer the same class as float32; of maps, the share of equal pixels per row."""
+"""Agreement: the share of rows that answer the same class as float32; of maps, the share of equal pixels per row.
+
+Rows that float32 itself does not answer are left out: the place of a NaN is no class.
+"""
 
 from collections.abc import Sequence
 
@@ -19,7 +22,7 @@ def tally(first: Answers, *, rows: int) -> Hits | Sums | None:  # noqa: ARG001 -
 
 def _same(answers: Answers) -> Bools:
     classes = fitting(answers.classes)
-    return np.stack([answer == classes[0] for answer in classes])
+    return np.stack([answer == classes[0] for answer in classes])[:, answers.answered]
 
 
 def _equal_pixels(answers: Answers) -> Sequence[Floats]:
@@ -27,4 +30,4 @@ def _equal_pixels(answers: Answers) -> Sequence[Floats]:
     counted = np.ones(maps[0].shape, np.bool_) if answers.map_labels is None else answers.map_labels >= 0
     pixels = counted.sum(axis=1)
     same = [((answer == maps[0]) & counted).sum(axis=1) for answer in maps]
-    return [np.where(pixels > 0, equal / np.maximum(pixels, 1), 1.0) for equal in same]
+    return [np.where(pixels > 0, equal / np.maximum(pixels, 1), 1.0)[answers.answered] for equal in same]

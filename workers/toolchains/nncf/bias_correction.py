@@ -17,19 +17,32 @@ LEAST_ROWS = 4
 class FullBiasCorrection(BiasCorrection):  # type: ignore[misc]
     """Corrects layer after layer on the partly quantized graph (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
 
-    NNCF cuts the graph at layers' inputs and names a tensor twice where two layers take it, as in every residual block
-    with a projection; ONNX Runtime does not open such a piece.
+    NNCF cuts the graph at layers' inputs. Where two layers take one tensor, as in every residual block with a
+    projection, it names that twice, and ONNX Runtime does not open the piece; where a layer lies behind another cut, it
+    looks for a node that is not in the piece.
     """
 
     def extract_model(
+        self, model: onnx.ModelProto, input_ids: set[tuple[str, int]], output_ids: set[tuple[str, int]]
+    ) -> onnx.ModelProto:
+        piece = self._piece(model, input_ids, output_ids)
+        inside = {node.name for node in piece.graph.node}
+        unread = {each for each in input_ids if each[0] not in inside}
+        if not unread:
+            return piece
+        # the caller's own set: it feeds the piece by it
+        input_ids -= unread
+        return self._piece(model, input_ids, output_ids)
+
+    def _piece(
         self, model: onnx.ModelProto, input_ids: set[tuple[str, int]], output_ids: set[tuple[str, int]]
     ) -> onnx.ModelProto:
         nodes = {node.name: node for node in model.graph.node}
         # by tensor, and sorted: sets of names change their order from process to process
         inputs = {nodes[name].input[port]: (name, port) for name, port in sorted(input_ids)}
         outputs = {nodes[name].output[port]: (name, port) for name, port in sorted(output_ids)}
-        cut: onnx.ModelProto = super().extract_model(model, _Ordered(inputs.values()), _Ordered(outputs.values()))
-        return cut
+        piece: onnx.ModelProto = super().extract_model(model, _Ordered(inputs.values()), _Ordered(outputs.values()))
+        return piece
 
 
 class _Ordered(list[Any]):

@@ -57,6 +57,7 @@ class BlockTask:
     Attributes:
         target: the name of the block's output in the float graph.
         activation: f, where it follows the output in the float graph and not in the block.
+        together: how many batches one step sees.
     """
 
     circuit: Circuit
@@ -66,6 +67,7 @@ class BlockTask:
     original: Playback
     target: str
     activation: Activation | None
+    together: int
 
 
 def circuit_of(block: Block, model: onnx.ModelProto, wiring: Wiring) -> Circuit:
@@ -97,8 +99,8 @@ def brecq(task: BlockTask, effort: Effort, *, seed: int) -> tuple[NDArray[np.int
     rng = np.random.default_rng(seed)
 
     def loss(values: Sequence[Tensor]) -> Tensor:
-        batch = learned_on[int(rng.integers(len(learned_on)))]
-        return _error(task, values, batch) / norm
+        picked = rng.choice(learned_on, size=min(task.together, len(learned_on)), replace=False)
+        return torch.stack([_error(task, values, int(batch)) for batch in picked]).mean() / norm
 
     anneal(soft, loss, effort)
     learned = tuple(each.integers(grid) for each, grid in zip(soft, task.grids, strict=True))

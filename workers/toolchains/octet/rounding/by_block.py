@@ -5,6 +5,7 @@ import torch
 
 from workers.stages import RowSource
 from workers.toolchains.octet.rounding.activations import activation_after
+from workers.toolchains.octet.rounding.adaround import POSITIONS
 from workers.toolchains.octet.rounding.blocks import Block, blocks_of
 from workers.toolchains.octet.rounding.brecq import BlockTask, Circuit, as_tensor, brecq, circuit_of
 from workers.toolchains.octet.rounding.by_layer import keep_targets, round_adaround, tell
@@ -22,6 +23,9 @@ MOST_WEIGHTS = 5 * 2**20
 MOST_STEPS, LEAST_STEPS = 1000, 200
 WORK = 1e12
 """Multiplications that all blocks together may cost at most, unless that leaves fewer than `LEAST_STEPS`."""
+
+MOST_TOGETHER = 8
+"""Batches that one step sees where their maps are small, to see as many positions as a layer's step does."""
 
 _AGREEMENT = 1e-3
 """How far torch may be from ONNX Runtime, as a share of the block's output: both compute in float32."""
@@ -60,15 +64,15 @@ def _round_block(study: Study, block: Block, quantized: Playback, original: Play
     circuit = circuit_of(block, study.model, study.wiring)
     grids = tuple(read_grid(layer, study.wiring) for layer in block.layers)
     try:
-        work = _check(study, block, circuit, quantized)
+        checked = _check(study, block, circuit, quantized)
     except NotTaken as error:
         return f"torch does not run its operator {error}"
-    if work is None:
+    if checked is None:
         return "torch does not compute it as ONNX Runtime does"
+    work, positions = checked
     place, target = _target(study, block)
     original.keep(target, until=place + 1)
     original.advance(place + 1)
-    after = activation_after(target, study.original, study.known)
     task = BlockTask(
         circuit=circuit,
         weights=weights,
@@ -76,10 +80,11 @@ def _round_block(study: Study, block: Block, quantized: Playback, original: Play
         quantized=quantized,
         original=original,
         target=target,
-        activation=after,
+        activation=activation_after(target, study.original, study.known),
+        together=int(np.clip(POSITIONS // positions, 1, MOST_TOGETHER)),
     )
     share_threads(work)
-    effort = Effort(steps=int(np.clip(WORK / units / work, LEAST_STEPS, MOST_STEPS)))
+    effort = Effort(steps=int(np.clip(WORK / units / (work * task.together), LEAST_STEPS, MOST_STEPS)))
     for layer, integers in zip(block.layers, brecq(task, effort, seed=study.seed), strict=True):
         write_integers(layer, study.wiring, integers)
     return None
@@ -89,28 +94,33 @@ def _unfit(study: Study, block: Block, weights: int) -> str | None:
     if block.output is None:
         return "no single tensor leads on from it"
     if len(block.layers) > MOST_LAYERS or weights > MOST_WEIGHTS:
-        return f"its {len(block.layers)} layers with {weights:,} weights are more than are learned at once"
+        return f"more than {MOST_LAYERS} layers or {MOST_WEIGHTS:,} weights are too much to learn at once"
     missing = untaken(study.wiring.nodes[block.start : block.end])
     return f"torch does not run its operator {missing}" if missing else None
 
 
-def _check(study: Study, block: Block, circuit: Circuit, quantized: Playback) -> int | None:
-    """Compare torch with ONNX Runtime on one batch; return the block's multiplications, None if they differ.
+def _check(study: Study, block: Block, circuit: Circuit, quantized: Playback) -> tuple[int, int] | None:
+    """Compare torch with ONNX Runtime on one batch; None if they differ.
+
+    Returns the block's multiplications and its output positions.
 
     Raises:
         NotTaken: torch does not run one of its operators.
     """
-    given = quantized.read(0)
     held = [constant(study.model, study.wiring, layer.dequantized) for layer in block.layers]
     with torch.no_grad():
-        ours = circuit(given, [as_tensor(each) for each in held]).numpy()
+        # the last batch may be smaller: a block with the size of a batch written into it would not run
+        circuit(quantized.read(quantized.batches - 1), [as_tensor(each) for each in held])
+        ours = circuit(quantized.read(0), [as_tensor(each) for each in held]).numpy()
     names = [circuit.output, *(layer.output for layer in block.layers)]
     theirs = next(quantized.values(names, place=block.end))
     difference = ours - theirs[circuit.output]
     if np.square(difference).mean() > _AGREEMENT**2 * max(float(np.square(theirs[circuit.output]).mean()), 1e-30):
         return None
     pairs = zip(block.layers, held, strict=True)
-    return int(sum(theirs[layer.output].size * layer.form.matrix(each).shape[2] for layer, each in pairs))
+    work = sum(theirs[layer.output].size * layer.form.matrix(each).shape[2] for layer, each in pairs)
+    last = block.layers[-1]
+    return int(work), last.form.positions(theirs[last.output])
 
 
 def _target(study: Study, block: Block) -> tuple[int, str]:

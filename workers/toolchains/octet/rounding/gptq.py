@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.domain.errors import ToolchainFailed
 from workers.toolchains.octet.rounding.forms import Floats, Form
 from workers.toolchains.octet.rounding.samples import pick
 
@@ -40,56 +41,83 @@ def hessian(form: Form, batches: Iterator[tuple[Floats, tuple[int, ...]]], *, co
             positions += columns.shape[1]
     if total is None:
         raise ValueError("no batch")
-    found: Floats = (total * (2 / positions)).numpy()
+    found: Floats = total.mul_(2 / positions).numpy()
     return found
 
 
-def gptq(weight: Floats, scale: Floats, zero_point: Floats, *, bounds: tuple[int, int], h: Floats) -> NDArray[np.int32]:
+def inverse_factor(h: Floats) -> Tensor:
+    """Turn one Hessian [k, k], in its own memory, into the upper Cholesky factor of its damped inverse.
+
+    With thousands of inputs it is by far the largest thing that learning holds: there are never more than two.
+
+    Raises:
+        ToolchainFailed: the inputs that the Hessian is made of are not finite.
+    """
+    matrix = torch.from_numpy(h)
+    _factor(matrix, upper=False, damping=(DAMPING, 10 * DAMPING, 100 * DAMPING))
+    matrix.copy_(torch.cholesky_inverse(matrix))
+    _factor(matrix, upper=True, damping=(0, 1e-4, 1e-2))  # exact but for float32
+    return matrix
+
+
+def gptq(
+    weight: Floats, scale: Floats, zero_point: NDArray[np.int32], *, bounds: tuple[int, int], factor: Tensor
+) -> NDArray[np.int32]:
     """Return the integers of one weight [outputs, k] with scales and zero points of its shape (algorithm 1).
 
-    `h` is its Hessian [k, k]. The error that a column's rounding makes is spread over the later columns by the rows of
-    the Cholesky factor of the damped inverse. A row whose error comes out larger than nearest rounding's keeps nearest.
+    The error that a column's rounding makes is spread over the later columns by the rows of `factor`, what
+    `inverse_factor` gives. A row that comes out with a larger error than rounding to nearest is rounded to nearest.
     """
-    factor = _inverse_factor(torch.from_numpy(h))
-    left = torch.from_numpy(np.array(weight, np.float32))
+    exact = torch.from_numpy(np.array(weight, np.float32))
     steps, zeros = torch.from_numpy(np.array(scale, np.float32)), torch.from_numpy(np.array(zero_point, np.float32))
+    rounded = _compensated(exact.clone(), steps, zeros, bounds=bounds, factor=factor)
+    nearest = _nearest(exact, steps, zeros, bounds)
+    learned, plain = (_errors((each - zeros) * steps - exact, factor) for each in (rounded, nearest))
+    chosen = torch.where((learned <= plain)[:, None], rounded, nearest)
+    integers: NDArray[np.int32] = chosen.to(torch.int32).numpy()
+    return integers
+
+
+def _compensated(left: Tensor, steps: Tensor, zeros: Tensor, *, bounds: tuple[int, int], factor: Tensor) -> Tensor:
     rounded = torch.empty_like(left)
     for start in range(0, left.shape[1], COLUMNS):
         end = min(start + COLUMNS, left.shape[1])
         errors = torch.empty(len(left), end - start)
         for at in range(start, end):
-            column = _nearest(left[:, at], steps[:, at], zeros[:, at], bounds)
-            rounded[:, at] = column
-            value = (column - zeros[:, at]) * steps[:, at]
+            rounded[:, at] = _nearest(left[:, at], steps[:, at], zeros[:, at], bounds)
+            value = (rounded[:, at] - zeros[:, at]) * steps[:, at]
             errors[:, at - start] = (left[:, at] - value) / factor[at, at]
             left[:, at:end] -= errors[:, at - start, None] * factor[at, at:end]
         left[:, end:] -= errors @ factor[start:end, end:]
-    exact = torch.from_numpy(np.array(weight, np.float32))
-    plain = _nearest(exact, steps, zeros, bounds)
-    learned, nearest = (_errors((each - zeros) * steps - exact, torch.from_numpy(h)) for each in (rounded, plain))
-    chosen = torch.where((learned <= nearest)[:, None], rounded, plain)
-    integers: NDArray[np.int32] = chosen.to(torch.int32).numpy()
-    return integers
+    return rounded
 
 
-def _errors(off: Tensor, h: Tensor) -> Tensor:
-    """Return, row by row, the squared error that a weight off by so much leaves on the layer's output."""
-    return ((off @ h) * off).sum(1)
+def _errors(off: Tensor, factor: Tensor) -> Tensor:
+    """Return, row by row, the squared error on the layer's output that a weight off by so much leaves.
+
+    The damped Hessian is the inverse of factor^T factor. What damping adds is least for rounding to nearest, so that
+    what is no worse here is no worse without it.
+    """
+    through: Tensor = torch.linalg.solve_triangular(factor, off, upper=True, left=False)
+    return through.square().sum(1)
+
+
+def _factor(matrix: Tensor, *, upper: bool, damping: tuple[float, ...]) -> None:
+    """Replace a matrix by its Cholesky factor, with the least of some shares of its mean added to the diagonal."""
+    mean, added = float(matrix.diagonal().mean()), 0.0
+    for share in damping:
+        wanted = share * mean if mean > 0 else 1.0
+        matrix.diagonal().add_(wanted - added)
+        added = wanted
+        factor, failed = torch.linalg.cholesky_ex(matrix, upper=upper)
+        if not int(failed) and bool(factor.isfinite().all()):
+            matrix.copy_(factor)
+            return
+    raise ToolchainFailed("GPTQ meets inputs of a layer that are not finite: set rounding to nearest.")
 
 
 def _nearest(weight: Tensor, steps: Tensor, zeros: Tensor, bounds: tuple[int, int]) -> Tensor:
     return (torch.round(weight / steps) + zeros).clamp(*bounds)
-
-
-def _inverse_factor(h: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian; zero inputs are damped too."""
-    damped = h.clone()
-    diagonal = damped.diagonal()
-    mean = float(diagonal.mean())
-    diagonal += DAMPING * mean if mean > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
 
 
 def _positions(form: Form, y_shape: tuple[int, ...]) -> int:

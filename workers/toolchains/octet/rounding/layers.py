@@ -18,6 +18,7 @@ OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators with a weight that is multiplied, and so has a rounding worth learning."""
 
 _MOVING = frozenset({"Transpose", "Identity"})
+_NOT_MULTIPLYING = _MOVING | {"Gather"}
 _LEAST_AXES = 2
 
 # Of a step: nearest rounding leaves 0.29 of one (root mean square, 1/sqrt(12)), clipping some more.
@@ -62,7 +63,8 @@ class Grid:
     """Which values a weight may take: `scale * (integer - zero_point)`, `qmin <= integer <= qmax`.
 
     Attributes:
-        scale, zero_point: of the weight's shape, or of one that numpy stretches to it.
+        scale, zero_point: of the weight's shape, or of one that numpy stretches to it. A scale may be below 0, so
+            that the longer side of an uneven range is the one that carries more; it is never 0.
     """
 
     scale: Floats
@@ -87,7 +89,7 @@ def layers_of(wiring: Wiring) -> tuple[list[Layer], list[str]]:
     """
     found, left = [], []
     for node in wiring.nodes:
-        if node.op_type in _MOVING or not any(_stored(name, wiring) for name in node.input):
+        if node.op_type in _NOT_MULTIPLYING or not any(_stored(name, wiring) for name in node.input):
             continue
         layer = _layer(node, wiring) if node.op_type in OPERATORS else None
         if layer is not None and not _shared(layer, wiring):
@@ -111,7 +113,7 @@ def read_grid(layer: Layer, wiring: Wiring) -> Grid:
     if layer.zero_point is not None:
         zero_point = numpy_helper.to_array(wiring.initializers[layer.zero_point]).astype(np.int32)
     return Grid(
-        scale=_stretched(np.where(scale > 0, scale, 1), layer, stored.shape),
+        scale=_stretched(np.where(scale == 0, 1, scale), layer, stored.shape),
         zero_point=_stretched(zero_point, layer, stored.shape),
         qmin=int(stored.min()),
         qmax=int(stored.max()),

@@ -10,7 +10,7 @@ from workers.toolchains.octet.rounding.forms import Floats, Form
 
 Shape = tuple[int, int, int]
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 48 * 2**20
 """Of the samples of one layer. With wide layers it is this that bounds how many positions there are."""
 
 HELD_OUT = 8

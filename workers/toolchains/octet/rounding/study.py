@@ -18,6 +18,9 @@ from workers.toolchains.octet.rounding.wiring import Wiring
 BATCH = 8
 """Rows that pass through a graph together, and that one step of block reconstruction sees."""
 
+LARGE_BATCH_BYTES = 2**20
+"""Of inputs; rows that are larger together go fewer at a time."""
+
 MOST_WRITTEN_BYTES = 4 * 2**30
 """Of activations kept in files while learning, over the whole graph; rows are left out to keep to it."""
 
@@ -114,8 +117,14 @@ class Study:
         return total
 
     def _rows(self, source: RowSource) -> Iterator[Arrays]:
-        for batch in batches(source, self.spec.signature, scratch=self.scratch, size=BATCH):
+        for batch in batches(source, self.spec.signature, scratch=self.scratch, size=self._together(source)):
             yield batch.inputs
+
+    def _together(self, source: RowSource) -> int:
+        one = replace(source, rows=source.rows[:1])
+        first = next(iter(batches(one, self.spec.signature, scratch=self.scratch, size=1)))
+        row_bytes = sum(array.nbytes for array in first.inputs.values())
+        return min(BATCH, max(1, LARGE_BATCH_BYTES // max(1, row_bytes)))
 
 
 def until_read(places: Sequence[int]) -> list[int]:

@@ -24,6 +24,7 @@ def session_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # what one piece of a graph took is free for the next
     # threads that wait busily would take the cores from torch, which runs in between
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
