@@ -1,6 +1,7 @@
 """Every toolchain's default and every technique on real weights and on well-known shapes, and `auto` last.
 
-    python -m benchmarks.quantization [--data FOLDER] [--only NAME ...] [--json FILE] [--plot FILE.svg]
+    python -m benchmarks.quantization [--data FOLDER] [--only MODEL ...] [--recipes NAME ...]
+        [--json FILE] [--plot FILE.svg]
 
 FOLDER holds `resnet20.safetensors` and `cifar10.npz` (JPEG copies of CIFAR-10's images); without it ResNet-20 is left
 out. ResNet-20 and digits have real weights; ResNet-18, MobileNetV2 and BERT only their shape, with random weights:
@@ -142,15 +143,18 @@ def write_resnet20(folder: Path, *, data: Path) -> Files:
     return folder / "resnet20.pt2", folder / "calibration.npz", folder / "evaluation.npz"
 
 
-def measure(octet: Octet, subject: Subject, *, name: str, folder: Path) -> Iterator[Line]:
-    """Put one model through all its recipes, one job after the other, `auto` last."""
+def measure(
+    octet: Octet, subject: Subject, *, name: str, folder: Path, only: Sequence[str] | None = None
+) -> Iterator[Line]:
+    """Put one model through all its recipes, or those named, one job after the other, `auto` last."""
     model, calibration, evaluation = subject.write(folder)
     octet.upload_model(model, name=name)
     octet.upload_dataset(calibration, name=f"{name}-calibration")
     octet.upload_dataset(evaluation, name=f"{name}-evaluation")
     octet.wait_model(name)
     for title, recipe in {**subject.recipes, "auto": subject.auto}.items():
-        yield _job(octet, name, title, recipe)
+        if only is None or title in only:
+            yield _job(octet, name, title, recipe)
 
 
 def _job(octet: Octet, name: str, title: str, recipe: Recipe) -> Line:
@@ -226,6 +230,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with ResNet-20's weights and images")
     parser.add_argument("--only", nargs="+", help="models to run, all by default")
+    parser.add_argument("--recipes", nargs="+", help="rows to run, all by default")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--plot", type=Path, help="also draw speed against closeness to float32 here, as SVG")
     arguments = parser.parse_args()
@@ -237,7 +242,7 @@ def main() -> int:
             folder = Path(name) / model
             folder.mkdir()
             rows[model] = []
-            for each in measure(octet, subject, name=model, folder=folder):
+            for each in measure(octet, subject, name=model, folder=folder, only=arguments.recipes):
                 rows[model].append(each)
                 print(_row(each), file=sys.stderr, flush=True)
             print(table(model, rows[model]), flush=True)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from workers.toolchains.octet.rounding import gptq as gptq_module
 from workers.toolchains.octet.rounding.adaround import Task, adaround, channel_errors
 from workers.toolchains.octet.rounding.forms import Form, Product, Transposed, Window, form_of
-from workers.toolchains.octet.rounding.gptq import DAMPING, gptq, hessian, inverse_factor
+from workers.toolchains.octet.rounding.gptq import DAMPING, gptq, hessian, in_parts, inverse_factor, joined
 from workers.toolchains.octet.rounding.layers import Grid
 from workers.toolchains.octet.rounding.narrow import QMAX, QMIN, best_scale
 from workers.toolchains.octet.rounding.operators import OPERATORS, NotTaken, run
@@ -367,6 +368,16 @@ def test_the_hessian_is_the_mean_of_all_positions_however_they_are_batched() -> 
     parts = hessian(form, iter([(x[:100], (100, 6)), (x[100:], (412, 6))]), count=2, seed=0)
     np.testing.assert_allclose(parts, whole_one, rtol=1e-4)
     np.testing.assert_allclose(whole_one[0], products(x), rtol=1e-4)
+
+
+def test_a_wide_layer_is_cut_into_parts_and_joined_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq_module, "MOST_INPUTS", 8)
+    matrix = values(2, 6, 20)
+    assert in_parts(matrix).shape == (2 * 4, 6, 5)
+    np.testing.assert_array_equal(joined(in_parts(matrix), groups=2), matrix)
+    form, _, x = TINY[0]
+    h = hessian(form, iter([(x, (512, 6))]), count=1, seed=0)
+    np.testing.assert_allclose(h, [products(x[:, at : at + 5]) for at in range(0, 20, 5)], rtol=1e-4)
 
 
 def test_gptq_rounds_with_groups_and_zero_points() -> None:

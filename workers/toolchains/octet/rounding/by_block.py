@@ -17,8 +17,8 @@ from workers.toolchains.octet.rounding.study import Study
 from workers.toolchains.octet.rounding.threads import share_threads
 
 MOST_LAYERS = 12
-MOST_WEIGHTS = 5 * 2**20
-"""Of a block: each takes some 60 bytes while it is learned."""
+MOST_WEIGHTS = 7 * 2**19
+"""Of a block: each takes 32 bytes while it is learned."""
 
 MOST_STEPS, LEAST_STEPS = 1000, 200
 WORK = 1e12

@@ -8,7 +8,7 @@ from workers.stages import RowSource
 from workers.toolchains.octet.rounding.activations import activation_after
 from workers.toolchains.octet.rounding.adaround import POSITIONS, Task, adaround
 from workers.toolchains.octet.rounding.forms import Floats
-from workers.toolchains.octet.rounding.gptq import MOST_POSITIONS, gptq, hessian, inverse_factor
+from workers.toolchains.octet.rounding.gptq import MOST_POSITIONS, gptq, hessian, in_parts, inverse_factor, joined
 from workers.toolchains.octet.rounding.layers import Layer, read_grid, write_integers
 from workers.toolchains.octet.rounding.playback import Playback
 from workers.toolchains.octet.rounding.samples import sample
@@ -93,14 +93,15 @@ def _round_gptq(study: Study, layer: Layer, quantized: Playback) -> None:
     share_threads(MOST_POSITIONS * weight.size)
     inputs = _inputs(study, layer, quantized)
     factors = [inverse_factor(h) for h in hessian(layer.form, inputs, count=quantized.batches, seed=study.seed)]
-    ours = layer.form.matrix(weight)
-    scale = layer.form.matrix(np.broadcast_to(grid.scale, weight.shape))
-    zero_point = layer.form.matrix(np.broadcast_to(grid.zero_point, weight.shape))
+    groups = len(layer.form.matrix(weight))
+    spread = (np.broadcast_to(each, weight.shape) for each in (weight, grid.scale, grid.zero_point))
+    ours, scale, zero_point = (in_parts(layer.form.matrix(each)) for each in spread)
     learned = [
-        gptq(ours[at], scale[at], zero_point[at], bounds=(grid.qmin, grid.qmax), factor=factors[at])
-        for at in range(len(ours))
+        gptq(ours[at], scale[at], zero_point[at], bounds=(grid.qmin, grid.qmax), factor=factor)
+        for at, factor in enumerate(factors)
     ]
-    write_integers(layer, study.wiring, np.ascontiguousarray(layer.form.weight(np.stack(learned))))
+    integers = layer.form.weight(joined(np.stack(learned), groups=groups))
+    write_integers(layer, study.wiring, np.ascontiguousarray(integers))
 
 
 def _inputs(study: Study, layer: Layer, quantized: Playback) -> Iterator[tuple[Floats, tuple[int, ...]]]:

@@ -1,6 +1,7 @@
 """GPTQ: weights rounded column by column, each error made up for by the columns still to come (Frantar et al. 2022)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,17 @@ COLUMNS = 128
 MOST_POSITIONS = 2**16
 """Of all rows together; more add nothing to a matrix of this kind."""
 
+MOST_INPUTS = 4096
+"""Of one Hessian: those of a wider layer are cut into parts that know nothing of each other, for memory's sake."""
+
+_MOST_PARTS = 16
 _PATCH_BYTES = 16 * 2**20
 
 
 def hessian(form: Form, batches: Iterator[tuple[Floats, tuple[int, ...]]], *, count: int, seed: int) -> Floats:
-    """Return 2 X X^T as [groups, k, k], the mean over output positions; memory does not grow with the rows.
+    """Return 2 X X^T as [groups * parts, k / parts, k / parts], the mean over output positions.
+
+    Memory does not grow with the rows. Parts are 1 but for wide layers, see `parts_of`.
 
     `batches` yields the layer's input and the shape of its output, `count` times.
     """
@@ -34,7 +41,8 @@ def hessian(form: Form, batches: Iterator[tuple[Floats, tuple[int, ...]]], *, co
     for x, y_shape in batches:
         picked = pick(_positions(form, y_shape), most=max(1, MOST_POSITIONS // count), rng=rng)
         for part in _parts(form, x, y_shape, picked):
-            columns = torch.from_numpy(part).transpose(0, 1)
+            parts = parts_of(part.shape[2])
+            columns = torch.from_numpy(part.reshape(len(part), part.shape[1] * parts, -1)).transpose(0, 1)
             if total is None:
                 total = torch.zeros(len(columns), columns.shape[2], columns.shape[2])
             total.baddbmm_(columns.transpose(1, 2), columns)
@@ -43,6 +51,25 @@ def hessian(form: Form, batches: Iterator[tuple[Floats, tuple[int, ...]]], *, co
         raise ValueError("no batch")
     found: Floats = total.mul_(2 / positions).numpy()
     return found
+
+
+def parts_of(k: int) -> int:
+    """Return into how many equal parts the inputs of a layer are cut: 1 where no small number of parts divides them."""
+    fit = [parts for parts in range(1, _MOST_PARTS + 1) if k % parts == 0 and k // parts <= MOST_INPUTS]
+    return fit[0] if fit else 1
+
+
+def in_parts(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return [groups, outputs, k] as [groups * parts, outputs, k / parts]."""
+    groups, outputs, k = matrix.shape
+    parts = parts_of(k)
+    return matrix.reshape(groups, outputs, parts, -1).swapaxes(1, 2).reshape(groups * parts, outputs, -1)
+
+
+def joined(cut: NDArray[Any], *, groups: int) -> NDArray[Any]:
+    """Undo `in_parts`."""
+    parts, outputs = len(cut) // groups, cut.shape[1]
+    return cut.reshape(groups, parts, outputs, -1).swapaxes(1, 2).reshape(groups, outputs, -1)
 
 
 def inverse_factor(h: Floats) -> Tensor:

@@ -34,7 +34,7 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
     """Narrow and learn the weights of a graph that a toolchain has quantized.
 
     Peak memory is that of both graphs, one piece of one of them opened in ONNX Runtime, and 48 MiB of samples or one
-    block's weights ten times over; it does not grow with the rows. Every result follows from the recipe's seed.
+    block's weights eight times over; it does not grow with the rows. Every result follows from the recipe's seed.
     """
     recipe = spec.recipe
     if not isinstance(recipe, PtqStatic | WeightOnly):
@@ -45,7 +45,7 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
     layers, left = layers_of(wiring)
     sources = {layer.name: source_of(layer, wiring, original=original, known=known) for layer in layers}
     narrowed = _narrowed(recipe, layers, sources, wiring, original=original, known=known)
-    told = _told(left, "keep 8 bits" if narrowed else "are rounded to nearest")
+    told = (*_told(left, "keep 8 bits" if narrowed else "are rounded to nearest"), *_unused(recipe, layers, left))
     if recipe.rounding == "nearest":
         return replace(made, notes=(*made.notes, *told))
     unknown = [layer.name for layer in layers if sources[layer.name] is None]
@@ -113,6 +113,13 @@ def _narrowed(
             weight = source.weight(layer, original=original, known=known)
         narrow(layer, wiring, weight)
     return True
+
+
+def _unused(recipe: PtqStatic | WeightOnly, layers: list[Layer], left: list[str]) -> tuple[str, ...]:
+    """Say which names in `int8_layers` changed nothing."""
+    named = recipe.int8_layers if isinstance(recipe, PtqStatic) else ()
+    unused = [name for name in named if name not in left and name not in {layer.name for layer in layers}]
+    return tuple(f"int8_layers names {name[:80]}, which has no quantized weight." for name in unused[:_NAMES_SHOWN])
 
 
 def _told(names: list[str], what: str) -> tuple[str, ...]:

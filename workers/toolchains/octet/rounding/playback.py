@@ -121,6 +121,8 @@ class _Piece:
             except ONNXRUNTIME_ERRORS as error:
                 raise ToolchainFailed(f"The graph cannot be run on the calibration rows: {str(error)[:200]}") from error
             made = dict(zip(self._made, found, strict=True))
+        if not all(isinstance(value, np.ndarray) for value in made.values()):
+            raise ToolchainFailed("The graph passes lists of tensors on, which learned rounding cannot keep.")
         return {name: made[name] if name in made else arrays[name] for name in self._wanted}
 
 

@@ -18,6 +18,9 @@ FREE_SHARE = 0.2
 
 BETA_START, BETA_END = 20.0, 2.0
 
+_AT_ONCE = 2**18
+"""Weights whose derivative is worked out together: what lies in between stays small."""
+
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """The reconstruction error of some weights, as a share of what rounding to nearest adds."""
 
@@ -55,22 +58,34 @@ class SoftWeight:
 
     def value(self) -> Tensor:
         """Return the weight as it is now."""
-        return (self._down + rectified(self.logits)).clamp_(self._low, self._high).mul_(self._scale)
+        h = torch.sigmoid(self.logits).mul_(ZETA - GAMMA).add_(GAMMA).clamp_(0, 1)
+        return h.add_(self._down).clamp_(self._low, self._high).mul_(self._scale)
 
     def slope(self, value_slope: Tensor, *, beta: float | None, pressure: float) -> Tensor:
         """Return the derivative of loss + pressure * sum(1 - |2 h(V) - 1|^beta) after V; without beta, of the loss.
 
-        `value_slope` is the loss's derivative after `value()`.
+        `value_slope` is the loss's derivative after `value()`. It is overwritten.
         """
-        share = torch.sigmoid(self.logits)
-        h = (share * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
-        at = self._down + h
-        slope = torch.where((at > self._high) | (at < self._low), 0.0, value_slope * self._scale)
+        most = max(1, _AT_ONCE * len(value_slope) // value_slope.numel())
+        for start in range(0, len(value_slope), most):
+            self._slope(value_slope, slice(start, start + most), beta=beta, pressure=pressure)
+        return value_slope
+
+    def _slope(self, value_slope: Tensor, rows: slice, *, beta: float | None, pressure: float) -> None:
+        scale, low, high = (self._rows(each, rows) for each in (self._scale, self._low, self._high))
+        share = torch.sigmoid(self.logits[rows])
+        stretched = share * (ZETA - GAMMA) + GAMMA
+        h = stretched.clamp(0, 1)
+        at = self._down[rows] + h
+        slope = value_slope[rows]
+        slope.mul_(scale).masked_fill_((at > high) | (at < low), 0)
         if beta is not None:
             off = h.mul_(2).sub_(1)
-            slope -= off.abs().pow_(beta - 1).mul_(off.sign()).mul_(2 * beta * pressure)
-        inside = share * (1 - share) * (ZETA - GAMMA)
-        return slope.mul_(torch.where((share * (ZETA - GAMMA) + GAMMA - 0.5).abs() < 0.5, inside, 0.0))  # noqa: PLR2004
+            slope.sub_(off.abs().pow_(beta - 1).mul_(off.sign()).mul_(2 * beta * pressure))
+        slope.mul_(share * (1 - share) * (ZETA - GAMMA)).masked_fill_((stretched <= 0) | (stretched >= 1), 0)
+
+    def _rows(self, parameter: Tensor, rows: slice) -> Tensor:
+        return parameter[rows] if parameter.ndim and len(parameter) > 1 else parameter
 
     def integers(self, grid: Grid) -> NDArray[np.int32]:
         """Return the integers that the weight has moved to."""
