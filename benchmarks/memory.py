@@ -1,6 +1,6 @@
 """How much memory a job's processes take, seen from outside; and the peak for 300 and for 5,000 calibration rows.
 
-    python -m benchmarks.memory FOLDER
+    python -m benchmarks.memory FOLDER [RECIPE ...]
 
 FOLDER holds `resnet20.safetensors` and `cifar10.npz`. The bar is three times the float model plus 600 MB.
 """
@@ -8,6 +8,7 @@ FOLDER holds `resnet20.safetensors` and `cifar10.npz`. The bar is three times th
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,11 @@ ROWS = (300, 5000)
 
 
 class PeakMemory:
-    """Samples the resident memory of a job's processes - the stage and the process that started it - inside a block."""
+    """Samples the memory of a job's processes - the stage and the process that started it - inside a block.
+
+    What is read is the proportional set size: pages that a process shares with the worker it was forked from, or with
+    others that loaded the same library, count in part.
+    """
 
     def __init__(self) -> None:
         self._peak = 0
@@ -63,7 +68,7 @@ class PeakMemory:
     def _watch(self) -> None:
         own = psutil.Process()
         while not self._over.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, sum(map(_resident, _job_processes(own))))
+            self._peak = max(self._peak, sum(map(_proportional, _job_processes(own))))
 
 
 def _job_processes(own: psutil.Process) -> set[psutil.Process]:
@@ -77,15 +82,15 @@ def _job_processes(own: psutil.Process) -> set[psutil.Process]:
     return found
 
 
-def _resident(process: psutil.Process) -> int:
+def _proportional(process: psutil.Process) -> int:
     try:
-        return int(process.memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0  # it has just ended
 
 
-def main(data: Path) -> None:
-    """Quantize ResNet-20 with 300 and with 5,000 rows, and print the peaks."""
+def main(data: Path, only: Sequence[str]) -> None:
+    """Quantize ResNet-20 with 300 and with 5,000 rows, with the recipes named or with all, and print the peaks."""
     module, images = resnet20.load(data / "resnet20.safetensors"), np.load(data / "cifar10.npz")
     train = np.concatenate([images["x_train"], images["x_train_lossless"]])[: max(ROWS)]
     with tempfile.TemporaryDirectory(prefix="octet-bench-") as name, embedded_octet(Path(name)) as octet:
@@ -102,7 +107,8 @@ def main(data: Path) -> None:
         limit = 3 * octet.report("resnet20@float32").size.bytes / MEGABYTE + 600
         print(f"limit {limit:.0f} MB\n")
         print("| recipe | " + " | ".join(f"{rows:,} rows" for rows in ROWS) + " |\n| --- |" + " ---: |" * len(ROWS))
-        for title, recipe in RECIPES.items():
+        for title in only or RECIPES:
+            recipe = RECIPES[title]
             peaks = [_peak(octet, recipe, rows=rows) for rows in ROWS]
             print(f"| {title} | " + " | ".join(f"{peak:.0f} MB" for peak in peaks) + " |", flush=True)
 
@@ -116,4 +122,4 @@ def _peak(octet: Octet, recipe: PtqStatic | WeightOnly, *, rows: int) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -25,6 +25,8 @@ from workers.stages import Progress, ScoreResult, ScoreSpec
 BATCH_ROWS = 32
 _LEAST_BATCH_ROWS = 2
 _MOST_BATCH_ELEMENTS = 1 << 22
+_INNER = 8
+"""How many times its inputs' elements a graph is taken to hold inside, per row: every form has an engine of its own."""
 _ROWS_NAMED, _ROWS_IN_WORDS = 20, 5
 
 Outputs = list[NDArray[Any]]
@@ -54,11 +56,12 @@ def score(spec: ScoreSpec, scratch: Path, progress: Progress) -> ScoreResult:
 
 
 def _batch_rows(spec: ScoreSpec, session: Session, *, scratch: Path) -> int:
-    """Choose how many rows to answer at once: fewer where one row alone is large, as its answer shows."""
+    """Choose how many rows to answer at once: fewer where one row alone is large."""
     first = replace(spec.evaluation, rows=spec.evaluation.rows[:1])
     for batch in batches(first, spec.signature, scratch=scratch, size=1):
-        arrays = [*batch.inputs.values(), *session.run(batch.inputs)]
-        largest = _MOST_BATCH_ELEMENTS // max(1, sum(array.size for array in arrays))
+        inside = _INNER * sum(array.size for array in batch.inputs.values())
+        outside = sum(array.size for array in session.run(batch.inputs))
+        largest = _MOST_BATCH_ELEMENTS // max(1, inside + outside)
         return min(BATCH_ROWS, max(_LEAST_BATCH_ROWS, largest))
     return BATCH_ROWS
 

@@ -23,7 +23,7 @@ from workers.stages import Progress, RowSource, SenseResult, SenseSpec
 
 MOST_ROWS = 64
 LEAST_ROWS = 4
-MOST_BYTES = 128 * 2**20
+MOST_BYTES = 32 * 2**20
 """Of inputs and of float32's answers, kept while the layers take turns: fewer rows are asked where rows are large."""
 
 _BATCH_ROWS = 32

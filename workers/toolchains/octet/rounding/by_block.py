@@ -27,8 +27,9 @@ WORK = 1e12
 MOST_TOGETHER = 8
 """Batches that one step sees where their maps are small, to see as many positions as a layer's step does."""
 
-_AGREEMENT = 1e-3
-"""How far torch may be from ONNX Runtime, as a share of the block's output: both compute in float32."""
+_AGREEMENT = 2e-2
+"""How far torch may be from ONNX Runtime, as a share of the block's output. Both compute in float32, but where a sum
+lies between two levels of an activation one may take the upper; an operator that is misread is off by far more."""
 
 
 def learn_brecq(study: Study, rows: RowSource) -> tuple[str, ...]:
