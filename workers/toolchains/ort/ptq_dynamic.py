@@ -4,7 +4,6 @@ ONNX Runtime runs them in int8. OpenVINO was seen to compute them in float, slow
 of the variant shows it.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from workers.toolchains import graph as onnx_graph
 from workers.toolchains.made import Made
 from workers.toolchains.ort import sharing
 from workers.toolchains.ort.placement import remarks
+from workers.toolchains.ort.quiet import quietly
 
 # 7-bit weights, for CPUs without VNNI
 _REDUCE_RANGE = False
@@ -79,10 +79,10 @@ def _is_plain(node: onnx.NodeProto) -> bool:
     return node.op_type != "Gemm" or not (scaled or ("transA" in given and given["transA"].i))
 
 
+@quietly()
 def _quantized(
     graph: onnx.ModelProto, names: list[str], *, kinds: Mapping[str, onnx.TypeProto], recipe: PtqDynamic
 ) -> onnx.ModelProto:
-    logging.getLogger().setLevel(logging.ERROR)  # it warns of each tensor it was not asked to quantize
     sharing.part_weights(graph.graph, names)
     sharing.own_weights(graph.graph, "Gemm")  # the quantizer turns a Gemm's weight round, whoever else reads it
     inputs = {name for node in graph.graph.node if node.name in names for name in node.input}

@@ -1,6 +1,5 @@
 """Static post-training quantization by ONNX Runtime's quantizer: QuantizeLinear/DequantizeLinear out."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from workers.toolchains.made import Made
 from workers.toolchains.ort import sharing
 from workers.toolchains.ort.observe import Observed, observe
 from workers.toolchains.ort.placement import WEIGHTED, Placement, place, remarks
+from workers.toolchains.ort.quiet import quietly
 
 # 7-bit weights, for CPUs without VNNI
 _REDUCE_RANGE = False
@@ -93,6 +93,7 @@ def _without(placement: Placement, dead: set[str], graph: onnx.ModelProto) -> Pl
     )
 
 
+@quietly()
 def _quantized(
     graph: onnx.ModelProto,
     placement: Placement,
@@ -118,7 +119,6 @@ def quantizer(
     graph: onnx.ModelProto, placement: Placement, *, observed: Mapping[str, Observed], recipe: PtqStatic
 ) -> QDQQuantizer:
     """Say the recipe in ONNX Runtime's words."""
-    logging.getLogger().setLevel(logging.ERROR)  # it warns of each tensor it was not asked to quantize
     kinds = sorted({node.op_type for node in graph.graph.node if node.name in set(placement.nodes)})
     unsigned = recipe.activations == "asymmetric"
     named = recipe.activation_dtype
