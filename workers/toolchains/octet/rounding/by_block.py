@@ -17,7 +17,7 @@ from workers.toolchains.octet.rounding.study import Study
 from workers.toolchains.octet.rounding.threads import share_threads
 
 MOST_LAYERS = 12
-MOST_WEIGHTS = 7 * 2**19
+MOST_WEIGHTS = 3 * 2**20
 """Of a block: each takes 32 bytes while it is learned."""
 
 MOST_STEPS, LEAST_STEPS = 1000, 200

@@ -10,6 +10,7 @@ from workers.toolchains.octet.rounding.adaround import POSITIONS, Task, adaround
 from workers.toolchains.octet.rounding.forms import Floats
 from workers.toolchains.octet.rounding.gptq import MOST_POSITIONS, gptq, hessian, in_parts, inverse_factor, joined
 from workers.toolchains.octet.rounding.layers import Layer, read_grid, write_integers
+from workers.toolchains.octet.rounding.memory import give_back
 from workers.toolchains.octet.rounding.playback import Playback
 from workers.toolchains.octet.rounding.samples import sample
 from workers.toolchains.octet.rounding.soft import Effort
@@ -110,4 +111,6 @@ def _inputs(study: Study, layer: Layer, quantized: Playback) -> Iterator[tuple[F
 
 
 def tell(study: Study, number: int, layer: Layer) -> None:
+    """Report that it is a layer's turn, with the memory of the one before it given back."""
+    give_back()
     study.progress(0.72 + 0.22 * number / len(study.layers), f"rounding {layer.name[:80]}")

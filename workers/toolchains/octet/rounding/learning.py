@@ -1,6 +1,5 @@
 """Learned rounding from end to end: which layers, on which rows, and what could not be learned."""
 
-import ctypes
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from workers.toolchains.made import Made
 from workers.toolchains.octet.rounding.by_block import learn_brecq
 from workers.toolchains.octet.rounding.by_layer import learn_adaround, learn_gptq
 from workers.toolchains.octet.rounding.layers import Layer, Source, layers_of, read_grid, read_integers, source_of
+from workers.toolchains.octet.rounding.memory import give_back
 from workers.toolchains.octet.rounding.narrow import narrow
 from workers.toolchains.octet.rounding.study import Study
 from workers.toolchains.octet.rounding.wiring import Wiring
@@ -40,7 +40,7 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
     if not isinstance(recipe, PtqStatic | WeightOnly):
         return made
     original = prepare(load_graph(scratch / spec.artifact), recipe)
-    _give_back()
+    give_back()
     wiring, known = Wiring(made.graph.graph), Wiring(original.graph)
     layers, left = layers_of(wiring)
     sources = {layer.name: source_of(layer, wiring, original=original, known=known) for layer in layers}
@@ -64,13 +64,6 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
     )
     told = (*told, *_told(unknown, "are rounded to nearest"))
     return replace(made, notes=(*made.notes, *told, *_learned(study)))
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: the C library keeps what toolchains have used, as much as the graphs weigh."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _learned(study: Study) -> tuple[str, ...]:
