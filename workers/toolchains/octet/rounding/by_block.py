@@ -1,5 +1,7 @@
 """Learning block after block; a block that torch cannot run, or that is too large, layer after layer."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -57,8 +59,7 @@ def learn_brecq(study: Study, rows: RowSource) -> tuple[str, ...]:
 
 def _round_block(study: Study, block: Block, quantized: Playback, original: Playback, *, units: int) -> str | None:
     """Learn a block as one and write its integers; otherwise return why not."""
-    weights = tuple(study.weight(layer) for layer in block.layers)
-    reason = _unfit(study, block, sum(weight.size for weight in weights))
+    reason = _unfit(study, block)
     if reason is not None:
         return reason
     quantized.advance(block.start)
@@ -76,7 +77,7 @@ def _round_block(study: Study, block: Block, quantized: Playback, original: Play
     original.advance(place + 1)
     task = BlockTask(
         circuit=circuit,
-        weights=weights,
+        weights=tuple(study.weight(layer) for layer in block.layers),
         grids=grids,
         quantized=quantized,
         original=original,
@@ -91,9 +92,10 @@ def _round_block(study: Study, block: Block, quantized: Playback, original: Play
     return None
 
 
-def _unfit(study: Study, block: Block, weights: int) -> str | None:
+def _unfit(study: Study, block: Block) -> str | None:
     if block.output is None:
         return "no single tensor leads on from it"
+    weights = sum(math.prod(study.wiring.initializers[layer.integers].dims) for layer in block.layers)
     if len(block.layers) > MOST_LAYERS or weights > MOST_WEIGHTS:
         return f"more than {MOST_LAYERS} layers or {MOST_WEIGHTS:,} weights are too much to learn at once"
     missing = untaken(study.wiring.nodes[block.start : block.end])

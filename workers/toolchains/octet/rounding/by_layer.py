@@ -60,6 +60,7 @@ def keep_targets(study: Study, layers: Sequence[Layer], original: Playback) -> N
 
 def round_adaround(study: Study, layer: Layer, quantized: Playback, original: Playback) -> None:
     """Learn one layer, and write its integers."""
+    give_back()
     weight, target = study.weight(layer), study.float_output(layer)
     shape = layer.form.matrix(weight).shape
     given = quantized.values([layer.input], place=study.place(layer))
@@ -90,6 +91,7 @@ def steps_for(multiplications: int, *, units: int) -> int:
 
 
 def _round_gptq(study: Study, layer: Layer, quantized: Playback) -> None:
+    give_back()
     weight, grid = study.weight(layer), read_grid(layer, study.wiring)
     share_threads(MOST_POSITIONS * weight.size)
     inputs = _inputs(study, layer, quantized)
@@ -111,6 +113,5 @@ def _inputs(study: Study, layer: Layer, quantized: Playback) -> Iterator[tuple[F
 
 
 def tell(study: Study, number: int, layer: Layer) -> None:
-    """Report that it is a layer's turn, with the memory of the one before it given back."""
-    give_back()
+    """Report that it is a layer's turn."""
     study.progress(0.72 + 0.22 * number / len(study.layers), f"rounding {layer.name[:80]}")
