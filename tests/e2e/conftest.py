@@ -13,7 +13,7 @@ import pytest
 from app.client import Octet
 from app.domain.recipes import PtqStatic
 from tests import graphs
-from tests.running import Service
+from tests.running import Service, running_service
 
 SIDE = 16
 
@@ -31,6 +31,19 @@ class Prepared:
 def octet(service: Service) -> Iterator[Octet]:
     with Octet(service.url) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An Octet of one module's own, whose processes its tests may kill."""
+    with running_service(tmp_path_factory.mktemp("own")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(own: Service) -> Iterator[Octet]:
+    with Octet(own.url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,19 +25,6 @@ from tests import graphs
 from tests.e2e.conftest import SIDE, Prepared, prepare, save_classifier
 from tests.needs import installed, need_root
 from tests.running import START_SECONDS, Service, clean_environment, running_service, wait_until
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An Octet whose processes these tests may kill."""
-    with running_service(tmp_path_factory.mktemp("own")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(own: Service) -> Iterator[Octet]:
-    with Octet(own.url) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def client(own: Service) -> Iterator[Octet]:
-    with Octet(own.url) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def scraped(client: Octet, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(client, tmp_path_factory.mktemp("scraped"))
 

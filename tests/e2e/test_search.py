@@ -2,7 +2,6 @@
 
 import json
 import secrets
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,10 @@ from app.domain.jobs import Job, JobState
 from app.domain.recipes import Auto, Budget, PtqStatic, WeightOnly
 from tests import graphs
 from tests.e2e.conftest import SIDE, save_classifier
-from tests.running import Service, running_service, wait_until
+from tests.running import Service, wait_until
 
 SECONDS = 45
 """Enough for some trials of so small a model, and for the final measuring."""
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An Octet whose worker these tests may kill."""
-    with running_service(tmp_path_factory.mktemp("own")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(own: Service) -> Iterator[Octet]:
-    with Octet(own.url) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,11 @@ class InputValues:
     spread: NDArray[np.float64]
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest value of all rows."""
+        return float(self.low.min()), float(self.high.max())
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of all values of all rows, rows weighing alike."""
         return float(np.sqrt((self.spread**2).mean() + self.mean.var()))
@@ -89,8 +94,7 @@ def normalisation(values: Values, preprocessing: ImagePreprocessing | None, *, o
     ]
     low, high = min(ends), max(ends)
     seen = values.inputs[0]
-    margin = _BEYOND * (high - low)
-    outside = (seen.low < low - margin) | (seen.high > high + margin)
+    outside = _beyond(seen, low=low, high=high, share=_BEYOND)
     if outside.any():
         yield Finding(
             code="normalisation_outside",
@@ -128,9 +132,8 @@ def ranges(calibration: Values, evaluation: Values) -> Iterator[Finding]:
 
 
 def _outliers(calibration: Values, one: InputValues, other: InputValues) -> Iterator[Finding]:
-    low, high = float(other.low.min()), float(other.high.max())
-    margin = _OUTLIER * (high - low)
-    outside = (one.low < low - margin) | (one.high > high + margin)
+    low, high = other.range
+    outside = _beyond(one, low=low, high=high, share=_OUTLIER)
     if outside.any():
         yield Finding(
             code="calibration_outside_range",
@@ -144,9 +147,8 @@ def _outliers(calibration: Values, one: InputValues, other: InputValues) -> Iter
 
 
 def _clipped(evaluation: Values, one: InputValues, other: InputValues) -> Iterator[Finding]:
-    low, high = float(one.low.min()), float(one.high.max())
-    margin = _OUTLIER * (high - low)
-    outside = (other.low < low - margin) | (other.high > high + margin)
+    low, high = one.range
+    outside = _beyond(other, low=low, high=high, share=_OUTLIER)
     if outside.any():
         yield Finding(
             code="evaluation_outside_range",
@@ -157,6 +159,12 @@ def _clipped(evaluation: Values, one: InputValues, other: InputValues) -> Iterat
             ),
             rows=_numbers(evaluation, outside),
         )
+
+
+def _beyond(seen: InputValues, *, low: float, high: float, share: float) -> NDArray[np.bool_]:
+    """Return per row whether it reaches outside a range by more than this share of its width."""
+    margin = share * (high - low)
+    return (seen.low < low - margin) | (seen.high > high + margin)
 
 
 def _distance(one: InputValues, other: InputValues) -> Iterator[Finding]:
