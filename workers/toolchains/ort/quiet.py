@@ -7,11 +7,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let errors alone reach the root logger while the block, or the decorated function, runs."""
+    """Drop what is logged on the root logger itself, below an error, while the block or the decorated function runs.
+
+    A filter, not a level: other loggers go on, and two threads cannot leave each other's level behind.
+    """
+
+    def severe(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
     root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
+    root.addFilter(severe)
     try:
         yield
     finally:
-        root.setLevel(before)
+        root.removeFilter(severe)
