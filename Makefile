@@ -1,4 +1,4 @@
-# make demo | run | test | check | bench. Everything happens in .venv; nothing else on the machine is touched.
+# make demo | run | test | check | bench | bench-serving | rpc. Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 # Where torch alone comes from, if not from pip's usual index: one of PyTorch's own, for the CPU or a CUDA build.
 TORCH_INDEX_URL ?=
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo run test check format bench clean
+.PHONY: setup demo run test check format bench bench-serving rpc clean
 
 setup: $(READY)
 
@@ -40,6 +40,20 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.main_job
+
+# The classes of the protocol's messages, in a descriptor pool of their own: docs/adr/0012-grpc.md says why.
+RPC := app/rpc/open_inference
+rpc: setup
+	PATH=$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --mypy_out=quiet:. $(RPC).proto
+	sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' $(RPC)_pb2.py
+	sed -i 's/  # noqa: .*//' $(RPC)_pb2.pyi
+	sed -i '1i # ruff: noqa' $(RPC)_pb2.py $(RPC)_pb2.pyi
+	$(BIN)/ruff format $(RPC)_pb2.py $(RPC)_pb2.pyi
+
+# The other servers live in virtual environments of their own, in OCTET_BENCH_HOME or the user's cache.
+bench-serving: setup
+	-$(BIN)/python -m benchmarks.serving install
+	$(BIN)/python -m benchmarks.serving all --plots docs
 
 clean:
 	rm -rf $(VENV) octet-data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -2,31 +2,35 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.api.dependencies import RequestLimits, Services
 from app.api.imports import mend_imports
 from app.api.intake import Intake
-from app.catalogue.cache import ArtifactCache
 from app.catalogue.history import JobHistory
 from app.catalogue.routing import Routing
-from app.catalogue.shelf import dataset_shelf, model_shelf
+from app.catalogue.shelf import Shelf, dataset_shelf, model_shelf
 from app.catalogue.store import Store, open_store
 from app.catalogue.variants import Variants
 from app.domain.errors import NotFound, OctetError, RecordUnreadable, Unavailable
+from app.domain.models import ModelManifest
 from app.domain.reports import Report
+from app.domain.serving import Servable
 from app.domain.variants import Variant
+from app.hosting import HostInstruments, open_host, pool_limits
 from app.jobs.live import LiveJobs
 from app.jobs.queue import JobQueue
 from app.serving.pool import RunnerPool
-from app.serving.terms import PoolLimits
-from app.settings import Settings
+from app.settings import Settings, SettingsInvalid
 from app.telemetry.instruments import Instruments
 from app.telemetry.readings import Readings, ReadingsCollector, VariantFacts, facts_of
 
@@ -35,22 +39,6 @@ log = logging.getLogger(__name__)
 _LIVE_EVERY_SECONDS = 5
 _CATALOGUE_EVERY_SECONDS = 15
 _REDIS_TIMEOUT_SECONDS = 4
-
-
-class PoolInstruments:
-    """Tells Prometheus what happens to runners."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
-
-    def restarted(self, variant: Variant) -> None:
-        self._instruments.runner_restarts.labels(*_labels(variant)).inc()
-
-    def retried(self, variant: Variant) -> None:
-        self._instruments.request_retries.labels(*_labels(variant)).inc()
-
-    def loaded(self, count: int) -> None:
-        self._instruments.variants_loaded.set(count)
 
 
 @asynccontextmanager
@@ -71,18 +59,27 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await stack.enter_async_context(followers)
         stack.enter_context(queue_redis)
         store = open_store(settings.store, s3=settings.s3)
-        instruments, variants = Instruments(version=__version__), Variants(store)
-        cache = ArtifactCache(store, variants, folder=settings.cache_dir, most_bytes=settings.cache_bytes)
-        cache.sweep()
+        instruments, variants = Instruments(version=__version__, leaves=(ClientDisconnect,)), Variants(store)
+        await _trace(settings, instruments, stack)
+        models = model_shelf(store)
+        if settings.runner_socket is None:
+            host = await stack.enter_async_context(
+                open_host(settings, store=store, variants=variants, instruments=instruments)
+            )
+            connect = host.connect
+        else:
+            connect = partial(_connect, settings.runner_socket)
         pool = RunnerPool(
-            fetch=cache.fetch,
-            observer=PoolInstruments(instruments),
-            limits=_pool_limits(settings),
+            connect,
+            describe=partial(_described, models),
+            observer=HostInstruments(instruments),
+            limits=pool_limits(settings),
         )
         stack.push_async_callback(pool.aclose)
         services = _assemble(
             settings,
             store=store,
+            models=models,
             variants=variants,
             live=LiveJobs(redis, followers=followers, most_followers=settings.max_followers),
             queue_redis=queue_redis,
@@ -100,7 +97,8 @@ def _go_on_in_the_background(services: Services, stack: AsyncExitStack) -> None:
     reader = _Reader(services, readings)
     for do, seconds in (
         (reader.read_jobs, _LIVE_EVERY_SECONDS),
-        (reader.read_runners, _LIVE_EVERY_SECONDS),
+        (reader.forget_dead, _LIVE_EVERY_SECONDS),
+        (reader.read_segments, _LIVE_EVERY_SECONDS),
         (reader.read_catalogue, _CATALOGUE_EVERY_SECONDS),
         (partial(mend_imports, services), _CATALOGUE_EVERY_SECONDS),
     ):
@@ -111,13 +109,13 @@ def _assemble(
     settings: Settings,
     *,
     store: Store,
+    models: Shelf[ModelManifest],
     variants: Variants,
     live: LiveJobs,
     queue_redis: Redis,
     pool: RunnerPool,
     instruments: Instruments,
 ) -> Services:
-    models = model_shelf(store)
     return Services(
         store=store,
         models=models,
@@ -144,17 +142,38 @@ def _assemble(
     )
 
 
-def _pool_limits(settings: Settings) -> PoolLimits:
-    return PoolLimits(
-        max_loaded=settings.max_loaded_variants,
-        threads=settings.runner_threads,
-        start_timeout_seconds=settings.runner_start_timeout_seconds,
-        request_timeout_seconds=settings.predict_timeout_seconds,
-        max_batch_size=settings.max_batch_size,
-        max_queued=settings.max_queued_predictions,
-        max_answer_bytes=settings.max_answer_bytes,
-        memory_bytes=settings.runner_memory_bytes,
-    )
+async def _trace(settings: Settings, instruments: Instruments, stack: AsyncExitStack) -> None:
+    """Send traces if the settings say where; if not, nothing that could is imported.
+
+    Raises:
+        SettingsInvalid: what sends them is not installed.
+    """
+    if settings.traces_endpoint is None:
+        return
+    try:
+        from app.telemetry.otlp import open_traces  # noqa: PLC0415 - only who wants traces needs it installed
+    except ModuleNotFoundError as error:
+        raise SettingsInvalid(
+            f"OCTET_TRACES_ENDPOINT needs {error.name}, which is missing: install the extra `tracing`, or unset it."
+        ) from error
+    traces = open_traces(endpoint=str(settings.traces_endpoint), ratio=settings.traces_ratio, version=__version__)
+    instruments.traces = await stack.enter_async_context(traces)
+
+
+async def _described(models: Shelf[ModelManifest], variant: Variant) -> Servable:
+    manifest = (await models.get(variant.model, variant.version)).ready()
+    return Servable.of(variant, manifest.preprocessing)
+
+
+async def _connect(path: Path) -> socket.socket:
+    """Connect to the process that starts runners; OSError where it does not answer."""
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        end.connect(str(path))
+    except OSError:
+        end.close()
+        raise
+    return end
 
 
 class _Reader:
@@ -164,7 +183,15 @@ class _Reader:
         self._services = services
         self._readings = readings
         self._known: dict[Variant, VariantFacts] = {}  # both are immutable
-        self._shown: set[tuple[str, str, str]] = set()
+
+    async def forget_dead(self) -> None:
+        """Drop the gauges of processes that were killed."""
+        self._services.instruments.forget_dead()
+
+    async def read_segments(self) -> None:
+        """Read how much shared memory this gateway keeps for each variant."""
+        for (model, version, variant), size in self._services.pool.segment_bytes().items():
+            self._services.instruments.segment_bytes.labels(model, str(version), variant).set(size)
 
     async def read_jobs(self) -> None:
         """Read Redis: whether it answers, how many jobs wait, and in which state they are."""
@@ -175,21 +202,6 @@ class _Reader:
             self._readings.redis_up = False
             raise
         self._readings.redis_up = True
-
-    async def read_runners(self) -> None:
-        """Read the memory of every runner; one that is gone has none, nor has one whose gateway was killed."""
-        self._services.instruments.forget_dead()
-        gauge, pool = self._services.instruments.runner_memory, self._services.pool
-        loaded = {_labels(held.variant) for held in pool.loaded()}
-        for labels in self._shown - loaded:  # several processes share the file, so a label cannot be taken back
-            gauge.labels(*labels, "pss").set(0)
-            gauge.labels(*labels, "peak").set(0)
-        self._shown &= loaded
-        for memory in await pool.memory():
-            labels = _labels(memory.variant)
-            gauge.labels(*labels, "pss").set(memory.pss_bytes)
-            gauge.labels(*labels, "peak").set(memory.peak_bytes)
-            self._shown.add(labels)
 
     async def read_catalogue(self) -> None:
         """Read what was published, and each report once."""
@@ -222,7 +234,3 @@ async def _stop(task: "asyncio.Task[None]") -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=1)
-
-
-def _labels(variant: Variant) -> tuple[str, str, str]:
-    return variant.model, str(variant.version), variant.name

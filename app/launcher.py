@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
@@ -21,13 +22,14 @@ from pathlib import Path
 
 from app.catalogue.store import open_store
 from app.domain.errors import OctetError
-from app.settings import Settings, SettingsInvalid, read_settings
+from app.settings import SOCKET_VARIABLE, Settings, SettingsInvalid, read_settings
 from app.supervision import Program, kept_running
 from app.telemetry.folder import FOLDER_VARIABLE, METRICS_FILE, lives
 
 _GATEWAY_GRACE_SECONDS = 15
 _WORKER_GRACE_SECONDS = 10
 _REDIS_GRACE_SECONDS = 10
+_HOST_GRACE_SECONDS = 10
 _READY_SECONDS = 60
 _ASK_SECONDS = 5
 _LONGEST_SOCKET_PATH = 107
@@ -63,11 +65,11 @@ def run_gateway(settings: Settings) -> int:
         SettingsInvalid, LaunchFailed: it cannot.
     """
     settings.require_redis()
-    with _shared_metrics(settings):
+    with _shared_metrics(settings), _shared_runners(settings):
         _check_store(settings)
         import uvicorn  # noqa: PLC0415 - whatever it imports must see the metrics' folder
 
-        from app.api.http_protocol import BoundedHttpProtocol  # noqa: PLC0415
+        from app.api.http_protocol import HTTP_PROTOCOL  # noqa: PLC0415
 
         uvicorn.run(
             "app.main:create_app",
@@ -75,7 +77,7 @@ def run_gateway(settings: Settings) -> int:
             host=settings.host,
             port=settings.port,
             workers=settings.gateway_processes,
-            http=BoundedHttpProtocol,
+            http=HTTP_PROTOCOL,
             ws="none",
             log_config=None,
             access_log=False,
@@ -102,6 +104,37 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def _shared_runners(settings: Settings) -> Iterator[None]:
+    """Keep the process running that starts runners for several gateway processes; one process does it itself."""
+    if settings.gateway_processes == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="octet-runners-") as folder:
+        path = Path(folder) / "host.sock"
+        os.environ[SOCKET_VARIABLE] = str(path)
+        program = Program(
+            command=[sys.executable, "-m", "app.hosting", str(path)],
+            environment=os.environ,
+            grace=_HOST_GRACE_SECONDS,
+            at_death=signal.SIGKILL,
+        )
+        stopping = threading.Event()
+        thread = threading.Thread(target=asyncio.run, args=(_keep_running(program, stopping),), name="runners' host")
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
+            del os.environ[SOCKET_VARIABLE]
+
+
+async def _keep_running(program: Program, stopping: threading.Event) -> None:
+    async with kept_running(program):
+        await asyncio.to_thread(stopping.wait)
 
 
 async def serve(settings: Settings) -> int:

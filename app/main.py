@@ -1,16 +1,19 @@
 """The gateway's ASGI application, for uvicorn: `app.main:create_app`."""
 
+import gc
 import signal
 import threading
 from asyncio import Event
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from types import FrameType
 
 from fastapi import FastAPI
 
 from app import __version__
 from app.api.application import build_api
+from app.api.dependencies import Services
+from app.api.resolution import Resolver
 from app.bootstrap import open_services
 from app.settings import Settings
 from app.telemetry.logs import configure
@@ -23,12 +26,41 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-        async with open_services(chosen) as services:
+        async with open_services(chosen) as services, _rpc(chosen, services):
             application.state.services = services
+            _spare_what_stays()
             with _set_when_stopped(services.stopping):
                 yield
 
     return build_api(version=__version__, lifespan=lifespan)
+
+
+def _spare_what_stays() -> None:
+    """Keep the garbage collector off what was made until now: looking at all of it takes a request's time and more."""
+    gc.collect()
+    gc.freeze()
+
+
+@asynccontextmanager
+async def _rpc(settings: Settings, services: Services) -> AsyncIterator[None]:
+    """Serve gRPC too if a port is set; without one nothing of it is imported."""
+    if settings.grpc_port is None:
+        yield
+        return
+    from app.rpc.server import rpc_server  # noqa: PLC0415 - only who wants gRPC needs it installed, and waits for it
+
+    async with (
+        aclosing(Resolver(services.routing, prepare=services.pool.load)) as resolver,
+        rpc_server(
+            services,
+            resolver,
+            host=settings.host,
+            port=settings.grpc_port,
+            shared=settings.gateway_processes > 1,
+            most_calls=settings.grpc_max_calls,
+        ),
+    ):
+        yield
 
 
 @contextmanager

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "OCTET_"
+SOCKET_VARIABLE = "OCTET_RUNNER_SOCKET"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,42 @@ class Settings(BaseSettings):
     max_answer_bytes: int = Field(256 * 2**20, ge=1, description="Largest answer to a prediction, as arrays.")
     max_batch_size: int = Field(256, ge=1, description="Most rows in one prediction.")
     max_queued_jobs: int = Field(1000, ge=1, description="Most jobs waiting for a worker.")
+    grpc_port: int | None = Field(
+        None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC; without it there is no gRPC."
+    )
+    grpc_max_calls: int = Field(
+        512, ge=1, description="Most gRPC calls of a gateway process at once, streams and health watches included."
+    )
+    traces_endpoint: AnyHttpUrl | None = Field(
+        None,
+        description="OpenTelemetry collector that takes OTLP over HTTP, such as `http://collector:4318`; without it "
+        "nothing is traced.",
+    )
+    traces_ratio: float = Field(
+        1, ge=0, le=1, description="Share of predictions that are traced, unless their caller's `traceparent` says."
+    )
 
-    max_loaded_variants: int = Field(8, ge=1, description="Runners per gateway process; the least used gives way.")
-    max_queued_predictions: int = Field(256, ge=1, description="Most predictions waiting for one runner.")
+    max_loaded_variants: int = Field(
+        8, ge=1, description="Variants loaded on this machine; the least recently used gives way."
+    )
+    runners_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of all runners together, beyond which variants give way; 0 for 80 % of the machine's.",
+    )
+    runner_instances: int = Field(1, ge=1, le=16, description="Runners of one variant, unless its load says otherwise.")
+    runner_mode: Literal["auto", "latency", "throughput"] = Field(
+        "auto", description="Whether runners follow the load, or keep to one request at a time or several side by side."
+    )
+    runner_max_queue_delay_ms: float = Field(
+        0, ge=0, le=1000, description="How long a prediction may wait for others to run with."
+    )
+    runner_socket: Path | None = Field(
+        None, description="Socket of the process that starts runners, set by the launcher of several gateway processes."
+    )
+    max_queued_predictions: int = Field(
+        256, ge=1, description="Most predictions of a gateway process waiting for one variant."
+    )
     runner_threads: int = Field(0, ge=0, description="Engine threads of a runner; 0 takes all cores.")
     runner_memory_bytes: int = Field(
         8 * 2**30, ge=2**28, description="Memory one runner may take; a prediction that needs more fails."
@@ -156,7 +190,13 @@ def allowed(field: FieldInfo) -> str:
     return _KINDS.get(kind, "text") + _bounds(field)
 
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+    AnyHttpUrl: "an http:// or https:// URL",
+}
 
 
 def _bounds(field: FieldInfo) -> str:

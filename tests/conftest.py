@@ -13,6 +13,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two test processes on two cores would spin in each other's way; stages are started so too.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # tests import grpc themselves, before `app.rpc` could say so
 
 
 @pytest.fixture(scope="session")

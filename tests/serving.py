@@ -4,17 +4,29 @@ import asyncio
 import hashlib
 import os
 import select
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper
 
+from app.domain.preprocessing import ImagePreprocessing
+from app.domain.serving import RunnerStatus, Servable
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Artifact, Execution, Precision, Variant
+from app.serving.host import RunnerHost
 from app.serving.pool import RunnerPool
 from app.serving.terms import PoolLimits
+from tests.running import clean_environment, wait_until
 
 TIMEOUT_SECONDS = 30.0
 
@@ -63,11 +75,11 @@ class Watch:
         self.fetches = 0
         self.on_loaded: Callable[[], None] = lambda: None
 
-    def restarted(self, variant: Variant) -> None:
+    def restarted(self, variant: Servable) -> None:
         del variant
         self.restarts += 1
 
-    def retried(self, variant: Variant) -> None:
+    def retried(self, variant: Servable) -> None:
         del variant
         self.retries += 1
 
@@ -78,26 +90,184 @@ class Watch:
 
 
 @asynccontextmanager
-async def serving(
+async def hosting(
     folder: Path, *, watch: Watch | None = None, limits: PoolLimits | None = None
-) -> AsyncIterator[RunnerPool]:
-    """Open a pool that serves the artifacts of `folder`, and close it."""
+) -> AsyncIterator[RunnerHost]:
+    """Open a host that serves the artifacts of `folder`, and close it."""
     told = watch or Watch()
 
-    async def fetch(variant: Variant) -> Path:
+    async def fetch(variant: Servable) -> Path:
         told.fetches += 1
         return folder / variant.artifact.file
 
-    pool = RunnerPool(fetch=fetch, observer=told, limits=limits or PoolLimits(threads=1))
+    host = RunnerHost(fetch=fetch, observer=told, limits=limits or PoolLimits(threads=1))
+    try:
+        yield host
+    finally:
+        await host.aclose()
+
+
+@asynccontextmanager
+async def gateway(
+    host: RunnerHost,
+    *,
+    watch: Watch | None = None,
+    limits: PoolLimits | None = None,
+    preprocessing: ImagePreprocessing | None = None,
+) -> AsyncIterator[RunnerPool]:
+    """Connect a gateway's pool to a host, and close it."""
+
+    async def describe(variant: Variant) -> Servable:
+        return Servable.of(variant, preprocessing)
+
+    pool = RunnerPool(
+        host.connect, describe=describe, observer=watch or Watch(), limits=limits or PoolLimits(threads=1)
+    )
     try:
         yield pool
     finally:
         await pool.aclose()
 
 
-def pid_of(pool: RunnerPool) -> int:
+@asynccontextmanager
+async def serving(
+    folder: Path, *, watch: Watch | None = None, limits: PoolLimits | None = None
+) -> AsyncIterator[RunnerPool]:
+    """Open a host for one pool that serves the artifacts of `folder`, and close both."""
+    told = watch or Watch()
+    async with hosting(folder, watch=told, limits=limits) as host, gateway(host, watch=told, limits=limits) as pool:
+        yield pool
+
+
+@contextmanager
+def host_process(folder: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m app.hosting` at the socket `path` for the artifacts of `folder/cache`; kill it in the end."""
+    told = {"OCTET_DATA_DIR": str(folder), "OCTET_RUNNER_THREADS": "1"}
+    command = [sys.executable, "-m", "app.hosting", str(path)]
+    with subprocess.Popen(command, env=clean_environment() | told) as process:
+        try:
+            wait_until(lambda: _listens(path), what="the host listens")
+            yield process
+        finally:
+            process.kill()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0
+
+
+@contextmanager
+def socket_path() -> Iterator[Path]:
+    """Yield a path for a socket, which may have at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="octet-test-") as short:
+        yield Path(short) / "host.sock"
+
+
+@asynccontextmanager
+async def distant(path: Path) -> AsyncIterator[RunnerPool]:
+    """Connect a gateway's pool to the host that listens at `path`, and close it."""
+
+    async def describe(variant: Variant) -> Servable:
+        return Servable.of(variant, None)
+
+    async def connect() -> socket.socket:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            end.connect(os.fspath(path))
+        except OSError:
+            end.close()
+            raise
+        return end
+
+    pool = RunnerPool(connect, describe=describe, observer=Watch(), limits=PoolLimits(threads=1))
+    try:
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+def pids(host: RunnerHost) -> list[int]:
+    """Return the process ids of a host's ready runners."""
+    return [pid for held in host.held() for pid in held.pids]
+
+
+def pid(host: RunnerHost) -> int:
+    """Return the process id of a host's only ready runner."""
+    (only,) = pids(host)
+    return only
+
+
+@contextmanager
+def stopped(number: int) -> Iterator[None]:
+    """Let a process stand still for as long as the block lasts."""
+    os.kill(number, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(number, signal.SIGCONT)
+
+
+async def figures(host: RunnerHost) -> RunnerStatus:
+    """Ask a host's only runner how it fares."""
+    (status,) = await host.statuses()
+    return status
+
+
+def asked(pool: RunnerPool) -> int:
+    """Count the requests that a runner was sent and has not answered."""
+    return sum(line.in_flight for desk in pool._desks.values() for line in desk.lines)
+
+
+def begun(pool: RunnerPool) -> int:
+    """Count those of them that it has begun to compute."""
+    lines = [line for desk in pool._desks.values() for line in desk.lines]
+    return sum(sent.segment.begun for line in lines for sent in line._sent.values())
+
+
+FOREVER = 2**31 - 1
+"""What `spinner` takes about half an hour for."""
+
+
+def spinner() -> onnx.ModelProto:
+    """Build a graph that answers x, int64[n, 1], after as many turns as its largest number says."""
+    value, constant, integer = helper.make_tensor_value_info, helper.make_tensor, TensorProto.INT64
+    body = helper.make_graph(
+        [helper.make_node("Add", ["c", "one"], ["c2"]), helper.make_node("Identity", ["go"], ["go2"])],
+        "turn",
+        [value("i", integer, []), value("go", TensorProto.BOOL, []), value("c", integer, [])],
+        [value("go2", TensorProto.BOOL, []), value("c2", integer, [])],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "yes", "zero"], ["turns"], body=body),
+        helper.make_node("Sub", ["turns", "most"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    constants = [
+        constant("one", integer, [], [1]),
+        constant("zero", integer, [], [0]),
+        constant("yes", TensorProto.BOOL, [], [1]),
+    ]
+    graph = helper.make_graph(
+        nodes, "spin", [value("x", integer, ["n", 1])], [value("y", integer, ["n", 1])], constants
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def turns(*numbers: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Return inputs for `spinner`, a row for every number."""
+    return {"x": np.array(numbers, np.int64)[:, None]}
+
+
+async def pids_of(pool: RunnerPool) -> list[int]:
+    """Return the process ids of the ready runners."""
+    return [pid for held in await pool.held() for pid in held.pids]
+
+
+async def pid_of(pool: RunnerPool) -> int:
     """Return the process id of the only ready runner."""
-    (pid,) = [kept.pid for kept in pool.loaded() if kept.pid is not None]
+    (pid,) = await pids_of(pool)
     return pid
 
 
@@ -119,3 +289,8 @@ def ended(pid: int) -> bool:
         return bool(readable)
     finally:
         os.close(descriptor)
+
+
+def open_descriptors() -> int:
+    """Count this process's descriptors."""
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -1,4 +1,7 @@
-"""Arrays out of a prediction's body: nested JSON lists, base64, `.npy` and `.npz`. Nothing is ever unpickled."""
+"""Arrays out of a prediction's body: JSON, base64, `.npy`, `.npz`, bytes. Nothing is ever unpickled.
+
+What lies in a body as an array's bytes do is not copied: the array is a view of the body.
+"""
 
 import base64
 import binascii
@@ -9,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ _DTYPES = tuple(str(dtype) for dtype in DType)
 _MOST_AXES = 64  # NumPy's own limit
 _MOST_ELEMENTS = 2**56  # so that no array's bytes overflow NumPy's counter
 _MOST_MEMBERS = 1000
+_MOST_HEADER_BYTES = 16 * 1024  # of a `.npy`; NumPy itself takes no header over 10,000
 # NumPy evaluates a header as a Python literal, after Python's own tokenizer has mended it.
 _UNREADABLE_HEADER = (
     SyntaxError,
@@ -51,18 +55,24 @@ _UNREADABLE_ZIP = (
 def from_nested(value: object, spec: TensorSpec) -> Array:
     """Turn nested JSON lists into the input's dtype; whole numbers may become floats, floats never integers.
 
+    Args:
+        value: as a JSON parser gives it, or the array that `app.api.json_numbers` made of it.
+
     Raises:
         SignatureMismatch: ragged lists, anything but numbers, or numbers that the dtype cannot hold.
     """
+    read = value if isinstance(value, np.ndarray) else _from_lists(value, spec)
+    _check_kind(read, spec)
+    return _converted(read, spec)
+
+
+def _from_lists(value: object, spec: TensorSpec) -> Array:
     _check_leaves(value, spec)
     try:
         read = np.array(value)
     except (ValueError, OverflowError) as error:
         raise _irregular(spec) from error
-    if read.size == 0:
-        read = read.astype(_numbers_of(spec.dtype))
-    _check_kind(read, spec)
-    return _converted(read, spec)
+    return read if read.size else read.astype(_numbers_of(spec.dtype))
 
 
 def _check_leaves(value: object, spec: TensorSpec) -> None:
@@ -128,6 +138,18 @@ def _bfloat16_bits(numbers: Array) -> Array:
     return np.where(np.isnan(numbers), quiet_nan, rounded).astype(np.uint16)
 
 
+def storage(dtype: DType) -> np.dtype[Any]:
+    """Return the NumPy type in which a tensor's bytes lie, little-endian; bfloat16's bits lie as uint16."""
+    return np.dtype(np.uint16 if dtype is DType.BFLOAT16 else str(dtype)).newbyteorder("<")
+
+
+def as_stored(array: Array, dtype: DType) -> Array:
+    """Return an output as its bytes lie: row-major, little-endian; bfloat16, which comes as float32, as its bits."""
+    if dtype is DType.BFLOAT16 and array.dtype == np.float32:
+        array = _bfloat16_bits(array)
+    return np.asarray(array, storage(dtype), order="C")
+
+
 def as_numbers(array: Array, dtype: DType) -> Array:
     """Return an output as NumPy can show it: bfloat16 bits become float32."""
     if dtype is DType.BFLOAT16 and array.dtype == np.uint16:
@@ -148,18 +170,31 @@ def from_base64(name: str, *, dtype: str, shape: tuple[int, ...], text: str) -> 
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestInvalid(f"Input {name!r} is not base64: encode its bytes as RFC 4648 says.") from error
-    lies_as = np.dtype(np.uint16) if dtype == DType.BFLOAT16 else np.dtype(dtype).newbyteorder("<")
-    return _shaped(name, data, dtype=lies_as, shape=shape, order="C")
+    return from_bytes(name, data, dtype=DType(dtype), shape=shape)
 
 
-def from_npy(name: str, data: bytes) -> Array:
+def from_bytes(name: str, data: bytes | memoryview, *, dtype: DType, shape: Sequence[int]) -> Array:
+    """View a tensor's bytes, row-major and little-endian, as an array.
+
+    Raises:
+        SignatureMismatch: a number of bytes that the shape does not need, or booleans that are neither 0 nor 1.
+    """
+    array = _shaped(name, data, dtype=storage(dtype), shape=tuple(shape), order="C")
+    if dtype is DType.BOOL and array.size and array.view(np.uint8).max() > 1:
+        raise SignatureMismatch(
+            f"Input {name!r} has a boolean that is neither 0 nor 1: send one byte of these for each."
+        )
+    return array
+
+
+def from_npy(name: str, data: bytes | memoryview) -> Array:
     """Read one `.npy` (numpy.lib.format, versions 1.0 and 2.0).
 
     Raises:
         RequestInvalid: it is not one, or holds objects or records.
         SignatureMismatch: its bytes are not what its header says.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:_MOST_HEADER_BYTES])
     try:
         version = np.lib.format.read_magic(stream)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -168,7 +203,7 @@ def from_npy(name: str, data: bytes) -> Array:
         raise RequestInvalid(f"Array {name!r} is not a .npy file: write it with numpy.save.") from error
     if dtype.kind not in "biuf":
         raise RequestInvalid(f"Array {name!r} holds {dtype}: only numbers and booleans can be sent.")
-    return _shaped(name, data[stream.tell() :], dtype=dtype, shape=shape, order="F" if fortran else "C")
+    return _shaped(name, memoryview(data)[stream.tell() :], dtype=dtype, shape=shape, order="F" if fortran else "C")
 
 
 def count_elements(name: str, shape: Sequence[int]) -> int:
@@ -191,17 +226,20 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
     return 0 if 0 in shape else extent
 
 
-def _shaped(name: str, data: bytes, *, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Array:
+def _shaped(
+    name: str, data: bytes | memoryview, *, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]
+) -> Array:
+    """View bytes as an array; only Fortran's order and a foreign byte order take a copy."""
     needed = count_elements(name, shape) * dtype.itemsize
     if needed != len(data):
         raise SignatureMismatch(
             f"Input {name!r} brings {len(data)} bytes, but {dtype.name}{list(shape)} needs {needed}: send those."
         )
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
-    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+    array = np.frombuffer(data, dtype).reshape(shape, order=order)
+    return np.asarray(array, dtype.newbyteorder("="), order="C")
 
 
-def from_npz(data: bytes, *, limit: int) -> dict[str, Array]:
+def from_npz(data: bytes | memoryview, *, limit: int) -> dict[str, Array]:
     """Read every array of a `.npz`.
 
     Raises:
@@ -224,7 +262,7 @@ def from_npz(data: bytes, *, limit: int) -> dict[str, Array]:
     return {name: from_npy(name, content) for name, content in unpacked.items()}
 
 
-def npz_size(data: bytes) -> int:
+def npz_size(data: bytes | memoryview) -> int:
     """Return how many bytes a `.npz` says it unpacks to; its own length if it is none, which `from_npz` then says."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

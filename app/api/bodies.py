@@ -5,27 +5,30 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import orjson
 from fastapi import Request
 
 from app.api.arrays import Array, from_base64, from_nested, from_npy, from_npz, npz_size
+from app.api.binary_tensors import Inputs, only_input, pixels_or_array
+from app.api.compression import Room, content_coding, unpacked
 from app.api.dependencies import RequestLimits
-from app.api.intake import Bound, Held, read_bounded
-from app.domain.errors import RequestInvalid, SignatureMismatch, UnsupportedFormat
+from app.api.infer_requests import HEADER_LENGTH, Asked, header_length, read_request
+from app.api.intake import Bound, Held, content_length, read_bounded
+from app.api.read_json import read_json
+from app.domain.errors import RequestInvalid, UnsupportedFormat, UploadTooLarge
 from app.domain.tensors import Signature, TensorSpec
-from app.serving.terms import Arrays, EncodedImage
+from app.serving.terms import EncodedImages
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 IMAGES = ("image/jpeg", "image/png")
 _FEWER_ROWS = "send fewer rows, or raise OCTET_MAX_PREDICT_BYTES"
-_NO_JSON = "send arrays as .npy or .npz, which may be larger, fewer rows, or raise OCTET_MAX_JSON_BYTES"
+_NO_JSON = "send arrays as .npy, .npz or binary tensors, which may be larger, fewer rows, or raise OCTET_MAX_JSON_BYTES"
 _JSON_WEIGHT = 8  # a number of JSON takes about so many times its bytes in memory
 _LARGE_BYTES = 256 * 1024
 _MEMBERS = {"model", "variant", "inputs"}
 _TENSOR_MEMBERS = {"dtype", "shape", "base64"}
 
 Made = TypeVar("Made")
-Parse = Callable[[Signature], Awaitable[Arrays | EncodedImage]]
+Parse = Callable[[Signature], Awaitable[Inputs]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ async def read_prediction(request: Request, *, limits: RequestLimits, held: Held
     """Read a prediction's body.
 
     Raises:
-        UnsupportedFormat: the content type is none that Octet reads.
+        UnsupportedFormat: the content type, or the way it is packed, is none that Octet reads.
         RequestInvalid, UploadTooLarge: it cannot be read.
         QueueFull: the process holds too many bytes already.
     """
@@ -61,18 +64,71 @@ async def read_prediction(request: Request, *, limits: RequestLimits, held: Held
             f"Content-Type {kind[:60]!r} cannot be predicted on: send {JSON}, {NPY}, {NPZ} or {' or '.join(IMAGES)}."
         )
     if kind == JSON:
-        text = await read_json_text(request, limits=limits, held=held)
+        text = await _received_text(request, limits, held)
         return _json_body(await aside(lambda: read_json(text), size_bytes=len(text)), size_bytes=len(text))
-    bound = Bound(most_bytes=limits.max_predict_bytes, advice=_FEWER_ROWS, seconds=limits.body_timeout_seconds)
-    data = await read_bounded(request, bound, count=held.add)
+    data = await _received(request, limits, held)
     if kind == NPY:
-        return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=len(data)))
+        return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=0))
     if kind == NPZ:
         return _npz_body(data, limit=limits.max_predict_bytes, held=held)
-    return Body(parse=_aside(lambda _signature: EncodedImage(data=data), size_bytes=0))
+    return Body(parse=_aside(lambda _signature: EncodedImages(images=(data,)), size_bytes=0))
 
 
-def _npz_body(data: bytes, *, limit: int, held: Held) -> Body:
+async def read_inference(request: Request, *, limits: RequestLimits, held: Held) -> Asked:
+    """Read a request of the Open Inference Protocol: JSON, or JSON and bytes, or bytes.
+
+    Raises:
+        UnsupportedFormat: it is packed in a way that Octet does not know.
+        RequestInvalid, SignatureMismatch, UploadTooLarge: it cannot be read.
+        QueueFull: the process holds too many bytes already.
+    """
+    length = request.headers.get(HEADER_LENGTH)
+    if length is None:
+        text = await _received_text(request, limits, held)
+        return await aside(lambda: read_request(text, json_bytes=None), size_bytes=len(text))
+    body = await _received(request, limits, held)
+    json_bytes = header_length(length, size_bytes=len(body)) or 0
+    if json_bytes > limits.max_json_bytes:
+        raise UploadTooLarge(f"The request's JSON is larger than {limits.max_json_bytes} bytes, the limit: {_NO_JSON}.")
+    held.add((_JSON_WEIGHT - 1) * json_bytes)
+    return await aside(lambda: read_request(body, json_bytes=json_bytes), size_bytes=json_bytes)
+
+
+def in_place_bytes(request: Request) -> int:
+    """Return how long a body is that brings tensors or an image as their bytes; 0 for JSON and whatever is packed."""
+    plain = HEADER_LENGTH in request.headers or media_type(request) in (NPY, *IMAGES)
+    return content_length(request) if plain and content_coding(request) is None else 0
+
+
+async def _received(request: Request, limits: RequestLimits, held: Held) -> bytes | memoryview:
+    """Read a body that is mostly tensors: in place, if there is room, or unpacked, if it is packed."""
+    bound = Bound(most_bytes=limits.max_predict_bytes, advice=_FEWER_ROWS, seconds=limits.body_timeout_seconds)
+    coding = content_coding(request)
+    data = await read_bounded(request, bound, count=held.add, into=held.room if coding is None else None)
+    return data if coding is None else await _unpacked(data, coding, bound, count=held.add)
+
+
+async def _received_text(request: Request, limits: RequestLimits, held: Held) -> bytes | memoryview:
+    """Read a body of JSON; it counts for what its numbers will take in memory."""
+    most_bytes = min(limits.max_json_bytes, limits.max_predict_bytes)
+    advice = _NO_JSON if most_bytes == limits.max_json_bytes else _FEWER_ROWS
+    bound = Bound(most_bytes=most_bytes, advice=advice, seconds=limits.body_timeout_seconds)
+    coding = content_coding(request)
+    if coding is None:
+        room = memoryview(bytearray(min(content_length(request), most_bytes)))
+        return await read_bounded(request, bound, count=lambda count: held.add(_JSON_WEIGHT * count), into=room)
+    packed = await read_bounded(request, bound, count=held.add)
+    return await _unpacked(packed, coding, bound, count=lambda count: held.add(_JSON_WEIGHT * count))
+
+
+async def _unpacked(
+    packed: bytes | memoryview, coding: str, bound: Bound, *, count: Callable[[int], None]
+) -> bytes | memoryview:
+    room = Room(most_bytes=bound.most_bytes, advice=bound.advice, count=count)
+    return await unpacked(packed, coding=coding, room=room)
+
+
+def _npz_body(data: bytes | memoryview, *, limit: int, held: Held) -> Body:
     """A packed body counts for what it unpacks to."""
     size = min(npz_size(data), limit)
     held.add(size)
@@ -87,29 +143,8 @@ async def aside(call: Callable[[], Made], *, size_bytes: int) -> Made:
     return await asyncio.to_thread(call) if size_bytes > _LARGE_BYTES else call()
 
 
-def _aside(parse: Callable[[Signature], Arrays | EncodedImage], *, size_bytes: int) -> Parse:
+def _aside(parse: Callable[[Signature], Inputs], *, size_bytes: int) -> Parse:
     return lambda signature: aside(lambda: parse(signature), size_bytes=size_bytes)
-
-
-async def read_json_text(request: Request, *, limits: RequestLimits, held: Held) -> bytes:
-    """Read a body of JSON; it counts for what its numbers will take in memory."""
-    most_bytes = min(limits.max_json_bytes, limits.max_predict_bytes)
-    advice = _NO_JSON if most_bytes == limits.max_json_bytes else _FEWER_ROWS
-    bound = Bound(most_bytes=most_bytes, advice=advice, seconds=limits.body_timeout_seconds)
-    return await read_bounded(request, bound, count=lambda count: held.add(_JSON_WEIGHT * count))
-
-
-def read_json(data: bytes) -> object:
-    """Parse JSON.
-
-    Raises:
-        RequestInvalid: it is none; NaN and Infinity are not JSON either.
-    """
-    try:
-        content: object = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise RequestInvalid(f"The body is not valid JSON ({str(error)[:120]}): send JSON text in UTF-8.") from error
-    return content
 
 
 def _json_body(content: object, *, size_bytes: int) -> Body:
@@ -134,11 +169,15 @@ def _text(content: Mapping[str, object], member: str) -> str | None:
     return value
 
 
-def _inputs(content: object, signature: Signature) -> Arrays:
+def _inputs(content: object, signature: Signature) -> Inputs:
     if not isinstance(content, dict):
-        spec = _only_input(signature)
+        spec = only_input(signature)
         return {spec.name: _tensor(content, spec)}
-    return {name: _tensor(value, signature.input(name)) for name, value in content.items()}
+    if len(content) != 1:
+        return {name: _tensor(value, signature.input(name)) for name, value in content.items()}
+    name, value = next(iter(content.items()))
+    spec = signature.input(name)
+    return pixels_or_array(signature, spec, _tensor(value, spec))
 
 
 def _tensor(value: object, spec: TensorSpec) -> Array:
@@ -151,13 +190,6 @@ def _tensor(value: object, spec: TensorSpec) -> Array:
     return from_base64(spec.name, dtype=dtype, shape=tuple(value["shape"]), text=text)
 
 
-def _single(data: bytes, signature: Signature) -> Arrays:
-    spec = _only_input(signature)
-    return {spec.name: from_npy(spec.name, data)}
-
-
-def _only_input(signature: Signature) -> TensorSpec:
-    if len(signature.inputs) != 1:
-        names = ", ".join(spec.name for spec in signature.inputs)
-        raise SignatureMismatch(f"The model has {len(signature.inputs)} inputs ({names}): send each under its name.")
-    return signature.inputs[0]
+def _single(data: bytes | memoryview, signature: Signature) -> Inputs:
+    spec = only_input(signature)
+    return pixels_or_array(signature, spec, from_npy(spec.name, data))

@@ -87,7 +87,8 @@ def problem_of(request: Request, error: OctetError, *, headers: Mapping[str, str
     row = answered(type(error))
     chosen = dict(headers or {})
     if row.retry_after_seconds is not None:
-        chosen["Retry-After"] = str(row.retry_after_seconds)
+        known = error.retry_after_seconds if isinstance(error, Unavailable) else None
+        chosen["Retry-After"] = str(known or row.retry_after_seconds)
     return problem(row.status, code=error.code, detail=error.message, request_id=request_id_of(request), headers=chosen)
 
 

@@ -25,6 +25,8 @@ _UPLOADED = {
 
 MODEL: Example = {
     **_UPLOADED,
+    "label_count": None,
+    "labels": None,
     "name": "resnet20",
     "file": "resnet20.pt2",
     "manifest": {
@@ -107,8 +109,18 @@ VARIANT: Example = {
     "max_batch_size": None,
 }
 
-ROUTE: Example = {"number": 1, "model": "resnet20", "version": 1, "variant": "int8", "created_at": _TIME}
+ROUTE: Example = {
+    "number": 1,
+    "model": "resnet20",
+    "version": 1,
+    "variant": "int8",
+    "weights": None,
+    "created_at": _TIME,
+    "by": "ann",
+    "note": "the report keeps the budget",
+}
 ROUTE_REQUEST: Example = {"variant": "int8", "version": 1}
+WEIGHTS_REQUEST: Example = {"version": 1, "weights": {"float32": 0.9, "int8": 0.1}, "by": "ann", "note": "a canary"}
 ROUTING: Example = {"current": ROUTE, "history": [ROUTE]}
 
 JOB: Example = {
@@ -275,6 +287,37 @@ INFERENCE: Example = {
     "model_version": "1",
     "id": "42",
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [-0.4, 3.1]}],
+    "parameters": {"octet_variant": "int8", "octet_queue_ms": 0.1, "octet_compute_ms": 0.4},
+}
+LOAD: Example = {"parameters": {"instances": 2, "mode": "auto", "max_queue_delay_ms": 1.0}}
+INDEXED: Example = {
+    "name": "resnet20",
+    "version": "1",
+    "state": "READY",
+    "reason": "",
+    "octet_variants": [{"name": "float32", "state": "UNAVAILABLE"}, {"name": "int8", "state": "READY"}],
+}
+_ONCE = {"count": 1, "ns": 400000}
+STATISTICS: Example = {
+    "model_stats": [
+        {
+            "name": "resnet20",
+            "version": "1",
+            "last_inference": 1772366400000,
+            "inference_count": 2,
+            "execution_count": 1,
+            "inference_stats": {
+                "success": {"count": 1, "ns": 520000},
+                "fail": {"count": 0, "ns": 0},
+                "queue": {"count": 1, "ns": 100000},
+                "compute_input": {"count": 1, "ns": 10000},
+                "compute_infer": _ONCE,
+                "compute_output": {"count": 1, "ns": 10000},
+            },
+            "batch_stats": [{"batch_size": 2, "compute_infer": _ONCE}],
+            "octet": [{"variant": "int8", "instance": 0, "mode": "latency"}],
+        }
+    ]
 }
 MODEL_METADATA: Example = {
     "name": "resnet20",
@@ -284,7 +327,7 @@ MODEL_METADATA: Example = {
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
     "properties": {},
 }
-SERVER_METADATA: Example = {"name": "octet", "version": "0.1.0", "extensions": []}
+SERVER_METADATA: Example = {"name": "octet", "version": "0.1.0", "extensions": ["binary_tensor_data", "statistics"]}
 
 READINESS: Example = {"status": "ready", "checks": {"store": "ok", "queue": "ok"}}
 METRICS = "# HELP octet_requests_in_flight Predictions now.\noctet_requests_in_flight 0.0\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from app.api.http_protocol import exchange_of
 from app.domain.errors import QueueFull, RequestInvalid, UploadTooLarge
 
 
@@ -36,11 +37,16 @@ class Intake:
 
 
 class Held:
-    """The bytes of one request."""
+    """The bytes of one request.
+
+    Attributes:
+        room: memory into which the body may be read; None to read it into memory of its own.
+    """
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
         self.size_bytes = 0
+        self.room: memoryview | None = None
 
     def add(self, count: int) -> None:
         """Count more bytes.
@@ -67,11 +73,14 @@ class Bound:
     seconds: float
 
 
-async def read_bounded(request: Request, bound: Bound, *, count: Callable[[int], None] | None = None) -> bytes:
+async def read_bounded(
+    request: Request, bound: Bound, *, count: Callable[[int], None] | None = None, into: memoryview | None = None
+) -> bytes | memoryview:
     """Read a body whole.
 
     Args:
         count: is told how many bytes came, as they come, and may refuse them.
+        into: memory where the body goes if its length is announced and it fits; then what is returned is a part of it.
 
     Raises:
         UploadTooLarge: it is longer than the bound.
@@ -81,6 +90,8 @@ async def read_bounded(request: Request, bound: Bound, *, count: Callable[[int],
         raise _too_large(bound)
     try:
         async with asyncio.timeout(bound.seconds):
+            if into is not None and 0 < content_length(request) <= len(into):
+                return await _read_into(request, into, count=count)
             return await _read(request, bound, count=count)
     except TimeoutError as error:
         raise RequestInvalid(
@@ -98,6 +109,26 @@ async def _read(request: Request, bound: Bound, *, count: Callable[[int], None] 
             count(len(chunk))
         body += chunk
     return bytes(body)
+
+
+async def _read_into(request: Request, memory: memoryview, *, count: Callable[[int], None] | None) -> memoryview:
+    """Read a body of announced length into memory, past the parser where the server can."""
+    length, size = content_length(request), 0
+    if count is not None:
+        count(length)
+    exchange = exchange_of(request.scope)
+    if exchange is None:
+        async for chunk in request.stream():
+            memory[size : size + len(chunk)] = chunk
+            size += len(chunk)
+        return memory[:size]
+    exchange.read_into(memory[:length])
+    try:
+        async for _ in request.stream():
+            pass
+    finally:
+        exchange.forget_memory()
+    return memory[: exchange.came_bytes]
 
 
 def _too_large(bound: Bound) -> UploadTooLarge:

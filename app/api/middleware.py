@@ -14,6 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import services_of
 from app.api.errors import problem
+from app.telemetry.tracing import note_http_caller
+
+INFERENCE_ROUTE = "octet.inference_route"
+"""Where the scope of a prediction has its route: answered ones are logged at level `debug` alone."""
 
 _access = logging.getLogger("octet.access")
 _log = logging.getLogger("octet.api")
@@ -44,6 +48,8 @@ class Observed:
             return
         scope["octet.request_id"] = request_id = _request_id(scope)
         seen, begun = _Seen(), time.perf_counter()
+        if services_of(Request(scope)).instruments.traces is not None:
+            note_http_caller(scope["path"], scope["headers"])
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -79,9 +85,13 @@ def _request_id(scope: Scope) -> str:
 
 
 def _observe(scope: Scope, seen: _Seen, *, seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", None) or "unmatched"
+    inference = scope.get(INFERENCE_ROUTE)
+    route = inference or getattr(scope.get("route"), "path", None) or "unmatched"
     method = scope["method"] if scope["method"] in _METHODS else "OTHER"
     services_of(Request(scope)).instruments.http_requests.labels(route, method, str(seen.status)).inc()
+    level = logging.DEBUG if inference and seen.status < _ERRORS_BEGIN else logging.INFO
+    if not _access.isEnabledFor(level):
+        return
     line: dict[str, Any] = {
         "request_id": scope["octet.request_id"],
         "method": method,
@@ -91,7 +101,7 @@ def _observe(scope: Scope, seen: _Seen, *, seconds: float) -> None:
         "milliseconds": round(seconds * 1000, 3),
         "client": (scope.get("client") or ("",))[0],
     }
-    _access.info("request", extra={"octet": line})
+    _access.log(level, "request", extra={"octet": line})
 
 
 class LingeringClose:

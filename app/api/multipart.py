@@ -27,18 +27,18 @@ class Part:
     filename: str | None
     chunks: AsyncIterator[bytes]
 
-    async def text(self) -> str:
+    async def text(self, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
         """Read a text field.
 
         Raises:
-            RequestInvalid: it is longer than 64 KiB, or not UTF-8.
+            RequestInvalid: it is longer than `most_bytes`, or not UTF-8.
         """
         content = bytearray()
         async for chunk in self.chunks:
             content += chunk
-            if len(content) > MOST_TEXT_BYTES:
+            if len(content) > most_bytes:
                 raise RequestInvalid(
-                    f"Form field {self.name[:80]!r} is longer than {MOST_TEXT_BYTES} bytes, the limit: shorten it."
+                    f"Form field {self.name[:80]!r} is longer than {most_bytes} bytes, the limit: shorten it."
                 )
         try:
             return content.decode()

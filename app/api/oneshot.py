@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from app.api.dependencies import Services
+from app.api.labels import LABELS, parse_labels
 from app.api.multipart import Part
 from app.api.orders import Sources, check_possible, check_rows, quantize_job
 from app.api.schemas.recipes import parse_preprocessing, parse_recipe
@@ -25,7 +26,7 @@ from app.domain.recipes import PtqStatic, Recipe
 from app.domain.variants import FLOAT32, Variant
 
 LONGEST_WAIT_SECONDS = 600
-TEXT = ("name", "recipe", "preprocessing", "variant")
+TEXT = ("name", "recipe", "preprocessing", LABELS, "variant")
 FILES = ("model", "calibration", "evaluation")
 
 _WAIT = re.compile(r"wait\s*=\s*\"?(?P<seconds>\d{1,9})\"?", re.IGNORECASE)
@@ -38,6 +39,7 @@ class Options:
     name: str | None
     recipe: Recipe
     preprocessing: ImagePreprocessing | None
+    labels: tuple[str, ...] | None
     variant: str | None
 
 
@@ -60,6 +62,7 @@ async def receive_all(services: Services, form: Form, parts: AsyncIterator[Part]
                 part,
                 name=options.name,
                 preprocessing=options.preprocessing,
+                labels=options.labels,
                 undo=undo,
             )
         else:
@@ -78,6 +81,7 @@ def _read(fields: dict[str, str]) -> Options:
         name=fields.get("name"),
         recipe=PtqStatic() if recipe is None else parse_recipe(recipe),
         preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
+        labels=parse_labels(fields.get(LABELS)),
         variant=variant,
     )
 

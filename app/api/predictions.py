@@ -1,6 +1,5 @@
 """One prediction: resolve, parse, infer, measure. What every inference protocol has in common."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,37 +7,44 @@ from dataclasses import dataclass
 from app.api.arrays import Array, as_numbers
 from app.api.bodies import Parse
 from app.api.dependencies import Services
+from app.api.intake import Held
 from app.api.resolution import Resolved, Resolver
-from app.domain.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    OctetError,
-    RequestInvalid,
-    RunnerCrashed,
-    TooLarge,
-    Unavailable,
-)
+from app.domain.errors import QueueFull, RequestInvalid
 from app.domain.names import Reference
 from app.domain.variants import Variant
-from app.serving.terms import Arrays, EncodedImage, Inference
+from app.serving.pool import Room
+from app.telemetry.meters import VariantMeters
 
-_OUTCOMES: tuple[tuple[type[OctetError], str], ...] = (
-    (InvalidInput, "invalid"),
-    (TooLarge, "invalid"),
-    (Unavailable, "unavailable"),
-    (RunnerCrashed, "crashed"),
-    (DeadlineExceeded, "timeout"),
-)
+LEAST_ROOM_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a variant answered; bfloat16 outputs as float32."""
+    """What a variant answered; bfloat16 outputs as float32. `labels` name its classes, if the model has names."""
 
     variant: Variant
     outputs: dict[str, Array]
     queue_seconds: float
     compute_seconds: float
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a request asks for beside its answer.
+
+    Attributes:
+        timeout_seconds: how long the answer may take; None for as long as the service allows.
+        priority: higher ones are computed first; 0 is the usual one.
+        affinity: the same key is answered by the same variant where weights decide.
+    """
+
+    timeout_seconds: float | None = None
+    priority: int = 0
+    affinity: str | None = None
+
+
+NO_WISHES = Wishes()
 
 
 def reference_of(model: str | None, variant: str | None) -> Reference:
@@ -66,50 +72,84 @@ async def predict(
     *,
     parse: Parse,
     began: float,
+    wishes: Wishes = NO_WISHES,
 ) -> Prediction:
     """Answer with the variant that a reference means.
 
     Args:
         began: `time.perf_counter()` when the request's first byte was read.
     """
-    resolved = await resolver.resolve(reference)
-    with _timed(services, resolved.variant, began=began):
-        inference = await _infer(services, resolved, await parse(resolved.variant.signature))
-    _observe(services, resolved.variant, inference)
-    dtypes = {spec.name: spec.dtype for spec in resolved.variant.signature.outputs}
+    resolved = await resolver.resolve(reference, affinity=wishes.affinity)
+    return await answer(services, resolved, parse=parse, began=began, wishes=wishes)
+
+
+async def answer(
+    services: Services,
+    resolved: Resolved,
+    *,
+    parse: Parse,
+    began: float,
+    wishes: Wishes = NO_WISHES,
+    room: Room | None = None,
+) -> Prediction:
+    """Answer with a variant.
+
+    Args:
+        room: in which the body may lie already.
+    """
+    variant = resolved.variant
+    with _meters(services, variant).prediction(began=began) as observed:
+        inputs = await parse(variant.signature)
+        inference = await services.pool.infer(
+            variant,
+            inputs,
+            preprocessing=resolved.preprocessing,
+            timeout_seconds=wishes.timeout_seconds,
+            priority=wishes.priority,
+            room=room,
+        )
+        observed.answered(
+            queue_seconds=inference.queue_seconds, compute_seconds=inference.compute_seconds, rows=inference.rows
+        )
+    dtypes = {spec.name: spec.dtype for spec in variant.signature.outputs}
     return Prediction(
-        variant=resolved.variant,
+        variant=variant,
         outputs={name: as_numbers(array, dtypes[name]) for name, array in inference.outputs.items()},
         queue_seconds=inference.queue_seconds,
         compute_seconds=inference.compute_seconds,
+        labels=resolved.labels,
     )
 
 
-async def _infer(services: Services, resolved: Resolved, inputs: Arrays | EncodedImage) -> Inference:
-    return await services.pool.infer(resolved.variant, inputs, preprocessing=resolved.preprocessing)
-
-
 @contextmanager
-def _timed(services: Services, variant: Variant, *, began: float) -> Iterator[None]:
-    """Observe how long a prediction took and how it ended. Only here may a name become a label: it exists."""
-    outcome = "error"
+def room_for(
+    services: Services,
+    resolved: Resolved,
+    *,
+    held: Held,
+    size_bytes: int,
+    lead_bytes: int,
+    wishes: Wishes,
+    began: float,
+) -> Iterator[Room | None]:
+    """Lend shared memory for a body that is long enough to gain by it; first see whether it is worth reading.
+
+    Raises:
+        QueueFull: its answer would come too late.
+    """
     try:
-        yield
-        outcome = "ok"
-    except OctetError as error:
-        outcome = next((word for family, word in _OUTCOMES if isinstance(error, family)), "error")
+        services.pool.check_wait(resolved.variant, timeout_seconds=wishes.timeout_seconds)
+    except QueueFull as error:
+        _meters(services, resolved.variant).refused(error, began=began)
         raise
-    finally:
-        duration = services.instruments.request_duration.labels(*_labels(variant), outcome)
-        duration.observe(time.perf_counter() - began)
+    if not LEAST_ROOM_BYTES <= size_bytes <= services.limits.max_predict_bytes:
+        yield None
+        return
+    with services.pool.room(resolved.variant, size_bytes=size_bytes, lead_bytes=lead_bytes) as room:
+        held.room = room.memory
+        yield room
 
 
-def _observe(services: Services, variant: Variant, inference: Inference) -> None:
-    instruments, labels = services.instruments, _labels(variant)
-    instruments.queue_duration.labels(*labels).observe(inference.queue_seconds)
-    instruments.compute_duration.labels(*labels).observe(inference.compute_seconds)
-    instruments.batch_size.labels(*labels).observe(inference.rows)
-
-
-def _labels(variant: Variant) -> tuple[str, str, str]:
-    return variant.model, str(variant.version), variant.name
+def _meters(services: Services, variant: Variant) -> VariantMeters:
+    """Return what observes a variant. Only here may a name become a label: it exists."""
+    return services.instruments.meters((variant.model, str(variant.version), variant.name))

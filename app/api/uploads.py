@@ -14,6 +14,7 @@ from app.api.bodies import media_type
 from app.api.dependencies import Services
 from app.api.imports import import_job
 from app.api.intake import content_length
+from app.api.labels import LABELS, MOST_LABELS_BYTES, read_labels
 from app.api.multipart import MultipartReader, Part
 from app.api.submission import submit
 from app.catalogue.shelf import Manifest, Shelf
@@ -25,7 +26,7 @@ from app.domain.preprocessing import ImagePreprocessing
 
 FORM = "multipart/form-data"
 # What the text fields and boundaries of a form may add to its files.
-_FORM_BYTES = 2**20
+_FORM_BYTES = 2**20 + MOST_LABELS_BYTES
 _LONGEST_FILE_NAME = 100
 _LONGEST_NAME = 64
 
@@ -54,7 +55,7 @@ class Form:
             self._check(part, seen)
             seen.append(part.name)
             if part.name in self.text:
-                self.fields[part.name] = await part.text()
+                self.fields[part.name] = await (read_labels(part) if part.name == LABELS else part.text())
             else:
                 yield part
 
@@ -125,6 +126,7 @@ async def receive(
     *,
     name: str | None,
     preprocessing: ImagePreprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
     undo: AsyncExitStack,
 ) -> Upload:
     """Stream one file into the store under the next version of its name; it is not visible yet.
@@ -147,6 +149,7 @@ async def receive(
         created_at=datetime.now(UTC),
         job=uuid4().hex,
         preprocessing=preprocessing,
+        labels=labels,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from app.catalogue.store import Store, on_local_disk
 from app.catalogue.variants import Variants
 from app.domain.errors import StoreUnavailable
+from app.domain.serving import Servable
 from app.domain.variants import Variant
 
 _KEPT, _FRESH = ".onnx", ".part"
@@ -36,7 +37,7 @@ class ArtifactCache:
             if (found := _stat(file)) is not None and time.time() - found.st_mtime > _DEAD_AFTER_SECONDS:
                 file.unlink(missing_ok=True)
 
-    async def fetch(self, variant: Variant) -> Path:
+    async def fetch(self, variant: Variant | Servable) -> Path:
         """Return a local file with the variant's artifact.
 
         Raises:
@@ -50,7 +51,7 @@ class ArtifactCache:
         self._make_room(for_=kept)
         return kept
 
-    async def _bring(self, variant: Variant, kept: Path) -> None:
+    async def _bring(self, variant: Variant | Servable, kept: Path) -> None:
         with on_local_disk(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             fresh = _new_file(self._folder)

@@ -8,6 +8,7 @@ from app.catalogue.records import from_json, to_json
 from app.catalogue.store import Store
 from app.domain.errors import NameTaken, RecordUnreadable, ReportNotFound, StoreUnavailable, VariantNotFound
 from app.domain.reports import Report
+from app.domain.serving import Servable
 from app.domain.variants import Variant
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Variants:
         """Return the path of one variant."""
         return f"models/{model}/{version}/variants/{name}"
 
-    def artifact_path(self, variant: Variant) -> str:
+    def artifact_path(self, variant: Variant | Servable) -> str:
         """Return the store path of a variant's artifact."""
         return f"{self.folder(variant.model, variant.version, variant.name)}/{variant.artifact.file}"
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -65,19 +65,29 @@ class Octet:
     # Catalogue
 
     def upload_model(
-        self, source: Path | BinaryIO, *, name: str, preprocessing: ImagePreprocessing | None = None
+        self,
+        source: Path | BinaryIO,
+        *,
+        name: str,
+        preprocessing: ImagePreprocessing | None = None,
+        labels: Sequence[str] | None = None,
     ) -> ModelVersion:
         """Send a model file, read from disk as it goes. It is imported next: see `wait_model`.
 
         Args:
             source: a path, or an open binary file whose `name` has the suffix that says its format.
             preprocessing: how an image becomes the model's input.
+            labels: what its classes are called, in the order of its output.
         """
-        spec = {"preprocessing": to_json(preprocessing).decode()} if preprocessing else {}
+        fields = _texts({"name": name, "preprocessing": preprocessing, "labels": labels})
         with ExitStack() as files:
             file = _opened(source, files)
-            query = {"name": name, "filename": Path(file.name).name, **spec}
-            return self._transport.post("/v1/models", ModelVersion, params=query, content=file)
+            filename = Path(file.name).name
+            if labels is not None:  # they may be too long for an address
+                return self._transport.post("/v1/models", ModelVersion, data=fields, files={"file": (filename, file)})
+            return self._transport.post(
+                "/v1/models", ModelVersion, params={**fields, "filename": filename}, content=file
+            )
 
     def upload_dataset(self, source: Path | BinaryIO, *, name: str) -> DatasetVersion:
         """Send a dataset file, read from disk as it goes. It is imported next: see `wait_dataset`."""
@@ -153,12 +163,34 @@ class Octet:
         """Return which variant answers when the caller names none, and what was decided before."""
         return self._transport.get(f"{_model_path(model)}/routing", Routing)
 
-    def route(self, reference: str) -> Route:
-        """Let this variant, such as `resnet20:1@int8`, answer from now on; without a version, the newest's."""
+    def route(self, reference: str, *, by: str | None = None, note: str | None = None) -> Route:
+        """Let this variant, such as `resnet20:1@int8`, answer from now on; without a version, the newest's.
+
+        Args:
+            by: who decides; None lets the service write this machine's address.
+            note: why.
+        """
         wanted = _with_variant(reference)
-        version = wanted.version or self.model(wanted.name).version
-        body = {"variant": wanted.variant, "version": version}
-        return self._transport.put(f"/v1/models/{wanted.name}/routing", Route, json=body)
+        return self._decide(wanted, {"variant": wanted.variant}, by=by, note=note)
+
+    def split(
+        self, reference: str, weights: Mapping[str, float], *, by: str | None = None, note: str | None = None
+    ) -> Route:
+        """Let several variants of `resnet20` or `resnet20:1` share the requests from now on.
+
+        Args:
+            weights: by variant, such as `{"float32": 0.9, "int8": 0.1}`; they need not sum up to 1.
+            by, note: as `route`.
+        """
+        model = Reference.parse(reference)
+        if model.variant is not None:
+            raise NameInvalid(f"{reference!r} names a variant, but the weights do: write {_plain(reference)!r}.")
+        return self._decide(model, {"weights": dict(weights)}, by=by, note=note)
+
+    def _decide(self, model: Reference, what: Mapping[str, Any], *, by: str | None, note: str | None) -> Route:
+        said = {name: text for name, text in (("by", by), ("note", note)) if text is not None}
+        body = {"version": model.version or self.model(model.name).version, **what, **said}
+        return self._transport.put(f"/v1/models/{model.name}/routing", Route, json=body)
 
     def load(self, reference: str) -> None:
         """Start a variant's runner now; return when it is ready."""
@@ -212,16 +244,13 @@ class Octet:
         evaluation: Path | None = None,
         recipe: Recipe | None = None,
         preprocessing: ImagePreprocessing | None = None,
+        labels: Sequence[str] | None = None,
         name: str | None = None,
         variant: str | None = None,
     ) -> Job:
         """Send model, rows and recipe in one request; the job it returns imports and quantizes them."""
-        fields = {"name": name, "recipe": recipe, "preprocessing": preprocessing, "variant": variant}
-        texts = {
-            field: value if isinstance(value, str) else to_json(value).decode()
-            for field, value in fields.items()
-            if value is not None
-        }
+        spec = {"preprocessing": preprocessing, "labels": labels}
+        texts = _texts({"name": name, "recipe": recipe, **spec, "variant": variant})
         paths = {"model": model, "calibration": calibration, "evaluation": evaluation}
         with ExitStack() as opened:
             files = {field: (path.name, _opened(path, opened)) for field, path in paths.items() if path is not None}
@@ -300,18 +329,23 @@ class Octet:
 
     # Inference and operation
 
-    def predict(self, reference: str, inputs: Inputs) -> Prediction:
+    def predict(
+        self, reference: str, inputs: Inputs, *, top_k: int | None = None, affinity: str | None = None
+    ) -> Prediction:
         """Ask a model for an answer; `reference` may name the variant: `resnet20@int8`.
 
         Args:
             inputs: an array for a model with one input, arrays by name, nested lists, or an encoded image.
+            top_k: also name so many of the highest classes of every row.
+            affinity: where several variants share the requests, the same key gets the same one.
         """
         Reference.parse(reference)
         body = predictions.encode(inputs)
-        headers = {"Content-Type": body.content_type, "Accept": body.accept}
-        response = self._transport.send(
-            "POST", "/predict", params={"model": reference}, content=body.content, headers=headers
-        )
+        accept = body.accept if top_k is None else predictions.JSON
+        headers = {"Content-Type": body.content_type, "Accept": accept}
+        headers |= {} if affinity is None else {"Octet-Affinity": affinity}
+        query: dict[str, str | int] = {"model": reference} | ({} if top_k is None else {"top_k": top_k})
+        response = self._transport.send("POST", "/predict", params=query, content=body.content, headers=headers)
         return predictions.decode(response.content, response.headers)
 
     def metrics(self) -> str:
@@ -321,6 +355,12 @@ class Octet:
     def ready(self) -> Readiness:
         """Return whether the service can answer; an unready one is an answer, not an error."""
         return read_as(Readiness, self._transport.send_unchecked("GET", "/readyz").content)
+
+
+def _texts(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields that there are as a form takes them: text as it is, all else as JSON."""
+    there = {name: value for name, value in fields.items() if value is not None}
+    return {name: value if isinstance(value, str) else to_json(value).decode() for name, value in there.items()}
 
 
 def _opened(source: Path | BinaryIO, files: ExitStack) -> BinaryIO:

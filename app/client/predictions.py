@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_json
 
-from app.client.records import Array, Nested, Prediction
+from app.client.records import Array, Class, Nested, Prediction
 from app.client.transport import read_as
 from app.domain.errors import RequestInvalid, UnsupportedFormat
 
@@ -101,6 +101,7 @@ class _Answer:
     outputs: dict[str, _Tensor]
     queue_ms: float
     compute_ms: float
+    top: tuple[tuple[Class, ...], ...] | None = None
 
 
 def decode(content: bytes, headers: Mapping[str, str]) -> Prediction:
@@ -124,4 +125,5 @@ def decode(content: bytes, headers: Mapping[str, str]) -> Prediction:
         outputs={name: tensor.array() for name, tensor in answer.outputs.items()},
         queue_ms=answer.queue_ms,
         compute_ms=answer.compute_ms,
+        top=answer.top,
     )

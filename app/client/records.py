@@ -72,9 +72,16 @@ class _Uploaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion(_Uploaded):
-    """One version of a model; `manifest` is there once it is ready."""
+    """One version of a model; `manifest` is there once it is ready.
+
+    Attributes:
+        label_count: how many class names came with it; None if none did.
+        labels: the names; None in a list of models.
+    """
 
     manifest: ModelFacts | None
+    label_count: int | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,20 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Class:
+    """One of the highest classes of a row.
+
+    Attributes:
+        label: its name; None if the model has no labels.
+        score: what the output says, unchanged; None where it is not a number.
+    """
+
+    index: int
+    label: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One answer.
 
@@ -109,6 +130,7 @@ class Prediction:
             in an answer to one array or an image they come as NaN.
         queue_ms: waited for the runner.
         compute_ms: spent inside the engine.
+        top: the highest classes of each row, best first, if they were asked for.
     """
 
     model: str
@@ -117,6 +139,7 @@ class Prediction:
     outputs: dict[str, Array]
     queue_ms: float
     compute_ms: float
+    top: tuple[tuple[Class, ...], ...] | None = None
 
     @property
     def output(self) -> Array:

@@ -28,6 +28,7 @@ OctetError
 ├── Unavailable                 try again later
 │   ├── QueueUnavailable        Redis does not answer
 │   ├── QueueFull
+│   │   └── WaitTooLong         it would wait beyond its deadline
 │   ├── VariantNotReady
 │   ├── StoreUnavailable
 │   │   └── RecordUnreadable    a record in the store is damaged
@@ -169,7 +170,16 @@ class TooMany(OctetError):
 
 
 class Unavailable(OctetError):
+    """
+    Args:
+        retry_after_seconds: when to try again, where that is known.
+    """
+
     code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class QueueUnavailable(Unavailable):
@@ -178,6 +188,10 @@ class QueueUnavailable(Unavailable):
 
 class QueueFull(Unavailable):
     code = "queue_full"
+
+
+class WaitTooLong(QueueFull):
+    code = "wait_too_long"
 
 
 class VariantNotReady(Unavailable):

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from app.domain.errors import RequestInvalid
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import Signature
+
+MOST_LABELS = 100_000
+LONGEST_LABEL = 200
 
 
 class ModelFormat(StrEnum):
@@ -32,6 +36,7 @@ class Upload:
         file: the file's name inside the version's `upload/` folder: a plain name, never a path.
         sha256: of the bytes as received, 64 hex digits.
         job: id of the import job that reads it.
+        labels: what a model's classes are called, in the order of its output.
     """
 
     name: str
@@ -42,6 +47,11 @@ class Upload:
     created_at: datetime
     job: str
     preprocessing: ImagePreprocessing | None = None
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None:
+            _check_labels(self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,11 @@ class ModelManifest:
     imported_at: datetime
     imported_with: dict[str, str]
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """What the uploader calls the classes; whether they are as many as an output has is not checked."""
+        return self.upload.labels
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportFailure:
@@ -73,3 +88,11 @@ class ImportFailure:
     code: str
     message: str
     failed_at: datetime
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    if not 1 <= len(labels) <= MOST_LABELS:
+        raise RequestInvalid(f"There are {len(labels)} labels: send 1 to {MOST_LABELS}, one for each class.")
+    for index, label in enumerate(labels):
+        if not (0 < len(label) <= LONGEST_LABEL and label.isprintable()):
+            raise RequestInvalid(f"Label {index} is not usable: write 1 to {LONGEST_LABEL} printable characters.")

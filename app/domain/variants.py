@@ -7,7 +7,7 @@ from typing import Literal
 from app.domain.recipes import Single
 from app.domain.tensors import Signature
 
-Engine = Literal["openvino"]
+Engine = Literal["openvino", "onnxruntime"]
 Precision = Literal["float32", "bfloat16"]
 
 FLOAT32 = "float32"

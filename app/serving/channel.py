@@ -1,4 +1,4 @@
-"""A gateway's end of the socket pair to one runner, on the event loop: whole messages, descriptors beside them."""
+"""One end of a local sequenced-packet socket on the event loop: whole messages, descriptors beside them."""
 
 import array
 import asyncio
@@ -6,46 +6,48 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from app.domain.runners import FromRunner, ToRunner
+from app.domain.runners import Message
+from app.wire import LARGEST_BYTES, Decoder, MessageInvalid, encode, unwrap, wrap
 
 log = logging.getLogger(__name__)
 
-LARGEST_MESSAGE = 2**20
-_TO_RUNNER: TypeAdapter[ToRunner] = TypeAdapter(Annotated[ToRunner, Field(discriminator="kind")])
-_FROM_RUNNER: TypeAdapter[FromRunner] = TypeAdapter(Annotated[FromRunner, Field(discriminator="kind")])
+MOST_DESCRIPTORS = 64
+_ANCILLARY = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+Kind = TypeVar("Kind")
 
 
-class Channel:
+class Channel(Generic[Kind]):
     """Calls `receive` with every message, in order, and `closed` once, when the other end is gone.
 
-    A descriptor handed to `receive` is the receiver's to close.
+    Descriptors handed to `receive` are the receiver's to close.
     """
 
     def __init__(
         self,
         end: socket.socket,
         *,
-        receive: Callable[[FromRunner, int | None], None],
+        decode: Decoder[Kind],
+        receive: Callable[[Kind, list[int]], None],
         closed: Callable[[], None],
     ) -> None:
         self._socket = end
+        self._decode = decode
         self._receive = receive
         self._closed = closed
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray(LARGEST_MESSAGE)
-        self._unsent: deque[tuple[bytes, int | None]] = deque()
+        self._buffer = bytearray(LARGEST_BYTES)
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._writing = False
         end.settimeout(0)
         self._loop.add_reader(end.fileno(), self._read)
 
-    def send(self, message: ToRunner, *, descriptor: int | None = None) -> None:
-        """Send, or queue if the runner is behind; `descriptor` is closed here afterwards. To a closed end: nothing."""
-        self._unsent.append((_TO_RUNNER.dump_json(message), descriptor))
+    def send(self, message: Message, *, descriptors: Sequence[int] = ()) -> None:
+        """Send, or queue if the other end is behind. `descriptors` are closed here afterwards. If closed: nothing."""
+        data, enclosed = wrap(encode(message))
+        self._unsent.append((data, (*enclosed, *descriptors)))
         if self._socket.fileno() < 0:
             self._forget_first()
         elif len(self._unsent) == 1:
@@ -64,13 +66,16 @@ class Channel:
     def _flush(self) -> None:
         try:
             while self._unsent:
-                data, descriptor = self._unsent[0]
-                socket.send_fds(self._socket, [data], [] if descriptor is None else [descriptor])
+                data, descriptors = self._unsent[0]
+                if descriptors:
+                    socket.send_fds(self._socket, [data], list(descriptors))
+                else:
+                    self._socket.send(data)
                 self._forget_first()
         except BlockingIOError:
             self._write_later()
         except OSError:
-            self._fail()  # a message too large to send is as much the end as a runner that is gone
+            self._fail()  # a message too large to send is as much the end as a process that is gone
 
     def _write_later(self) -> None:
         if not self._writing:
@@ -83,8 +88,7 @@ class Channel:
         self._flush()
 
     def _forget_first(self) -> None:
-        _, descriptor = self._unsent.popleft()
-        if descriptor is not None:
+        for descriptor in self._unsent.popleft()[1]:
             os.close(descriptor)
 
     def _fail(self) -> None:
@@ -95,30 +99,30 @@ class Channel:
     def _read(self) -> None:
         while self._socket.fileno() >= 0:
             try:
-                size, ancillary, _, _ = self._socket.recvmsg_into(
-                    [self._buffer], socket.CMSG_SPACE(array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-                )
+                size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                continue  # the runner died with messages unread; what it sent before is still to come
+                continue  # it died with messages unread; what it sent before is still to come
             if size == 0:
                 self._fail()
                 return
-            self._take(bytes(self._buffer[:size]), _descriptor(ancillary))
+            self._take(bytes(memoryview(self._buffer)[:size]), _descriptors(ancillary))
 
-    def _take(self, data: bytes, descriptor: int | None) -> None:
+    def _take(self, data: bytes, descriptors: list[int]) -> None:
         try:
-            message = _FROM_RUNNER.validate_json(data)
-        except ValidationError:
-            log.exception("A runner sent a message that is none")
+            message = self._decode(unwrap(data, descriptors))
+        except MessageInvalid:
+            log.exception("A message that is none came: disconnected")
+            for descriptor in descriptors:
+                os.close(descriptor)
             self._fail()
             return
-        self._receive(message, descriptor)
+        self._receive(message, descriptors)
 
 
-def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     descriptors = array.array("i")
     for _, _, data in ancillary:
         descriptors.frombytes(data)
-    return descriptors[0] if descriptors else None
+    return descriptors.tolist()

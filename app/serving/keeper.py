@@ -1,24 +1,23 @@
-"""Keep one variant answering: start its runner, start it again when it dies, send again what it took along."""
+"""Keep one variant answering: start its runners, start each again when it dies, drain them all in the end."""
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
-from app.domain.errors import QueueFull, RunnerCrashed, VariantNotReady
-from app.domain.variants import Variant
-from app.serving.requests import Request
+from app.domain.errors import OctetError, VariantNotReady
+from app.domain.runners import Load
+from app.domain.serving import Knobs, Servable, Tuning
 from app.serving.runner import Runner, RunnerDied
-from app.serving.terms import Inference, Observer, PoolLimits
+from app.serving.terms import Observer, PoolLimits
 
 log = logging.getLogger(__name__)
 
-Fetch = Callable[[Variant], Awaitable[Path]]
+Fetch = Callable[[Servable], Awaitable[Path]]
 """Bring a variant's artifact to a file on this machine; return its absolute path."""
 
-MOST_DEATHS = 2
 MOST_DEATHS_IN_LOADING = 4
 SHORT_LIFE_SECONDS = 10.0
 FIRST_DELAY_SECONDS = 0.5
@@ -32,165 +31,211 @@ def delay_seconds(deaths: int) -> float:
     return min(FIRST_DELAY_SECONDS * 2.0 ** (deaths - 2), LONGEST_DELAY_SECONDS)
 
 
+class KeeperClosed(Exception):
+    """The variant is unloaded, or other runners have replaced these."""
+
+
 class Keeper:
-    """Serves one variant. Requests wait while its runner starts; a start that fails fails them, and is not repeated
-    before a while has passed.
+    """Runs one variant's runners. A start that fails fails those who wait, and is not repeated at once.
 
     Args:
-        changed: called when a runner became ready, or is so no more, or the last request in flight has ended.
+        tuning: what an earlier runner of the artifact measured; None if none did.
+        changed: called when a runner became ready, or is so no more.
+
+    Attributes:
+        used_ns: when a gateway last asked for it, on the monotonic clock.
     """
 
     def __init__(
-        self, variant: Variant, *, fetch: Fetch, observer: Observer, limits: PoolLimits, changed: Callable[[], None]
+        self,
+        variant: Servable,
+        *,
+        knobs: Knobs,
+        tuning: Tuning | None,
+        fetch: Fetch,
+        observer: Observer,
+        limits: PoolLimits,
+        changed: Callable[[], None],
     ) -> None:
         self.variant = variant
-        self.in_flight = 0
+        self.knobs = knobs
+        self.tuning = tuning
+        self.used_ns = time.monotonic_ns()
         self._fetch = fetch
         self._observer = observer
         self._limits = limits
         self._changed = changed
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._change = asyncio.Event()
+        self._runners: dict[int, Runner] = {}
+        self._measuring = asyncio.Lock()
+        self._closed = False
         self._failures = 0
         self._next_start = 0.0
-        self._runner: asyncio.Future[Runner] = asyncio.get_running_loop().create_future()
-        self._life = self._begin()
+        self._error: OctetError | None = None
+        self._lives = [self._begin(instance) for instance in range(knobs.instances)]
 
     @property
-    def runner(self) -> Runner | None:
-        """The runner that answers now, if there is one."""
-        runner = _result(self._runner)
-        return None if runner is None or runner.dead.is_set() else runner
+    def runners(self) -> tuple[Runner, ...]:
+        """The runners that answer now."""
+        return tuple(runner for runner in self._runners.values() if not runner.dead.is_set() and not runner.draining)
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Count a request as in flight: a keeper in use is neither evicted nor closed."""
-        self.in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._idle.set()
-                self._changed()
+    @property
+    def complete(self) -> bool:
+        """Whether all its runners answer."""
+        return len(self.runners) == self.knobs.instances
 
-    async def infer(self, request: Request, *, deadline: float) -> Inference:
-        """Answer a request. If its runner dies it is sent again, unless it was what two runners were working on.
+    async def fresh(self, *, have: Collection[int]) -> tuple[Runner, ...]:
+        """Wait for ready runners other than those; return all of them.
 
         Raises:
-            QueueFull: too many requests wait for this variant.
-            VariantNotReady: the runner cannot be started, or not by the deadline.
-            DeadlineExceeded: the runner did not answer by the deadline.
-            RunnerCrashed: two runners died of this request.
+            VariantNotReady, StoreUnavailable, StoreFull: none can be started.
+            KeeperClosed: none will be.
         """
-        if self.in_flight > self._limits.max_queued:
-            raise QueueFull(f"{self.variant.name!r} has {self._limits.max_queued} requests waiting: try again later.")
-        deaths = 0
-        while True:
-            runner = await self.ready(deadline=deadline)
-            try:
-                return await runner.infer(request, deadline=deadline)
-            except RunnerDied as death:
-                deaths += death.suspect
-                if deaths == MOST_DEATHS:
-                    raise RunnerCrashed(
-                        f"{deaths} runners of {self.variant.model}:{self.variant.version}@{self.variant.name} died "
-                        "while they worked on this request: do not send it again as it is."
-                    ) from None
-                self._observer.retried(self.variant)
+        self.used_ns = time.monotonic_ns()
+        self._start_again()
+        while not (found := tuple(runner for runner in self.runners if runner.serial not in have)):
+            await self._wait()
+        return found
 
-    async def ready(self, *, deadline: float) -> Runner:
-        """Wait for a runner that can answer.
+    async def ready(self) -> None:
+        """Wait until all its runners answer.
 
         Raises:
-            VariantNotReady: it cannot be started, or not by the deadline.
+            VariantNotReady, StoreUnavailable, StoreFull: one cannot be started.
+            KeeperClosed: none will be.
         """
-        if self._life.done() and time.monotonic() >= self._next_start:
-            self._runner = asyncio.get_running_loop().create_future()
-            self._life = self._begin()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await asyncio.shield(self._current())
-        except TimeoutError:
-            raise VariantNotReady(
-                f"{self.variant.name!r} of {self.variant.model!r} is still starting: try again later."
-            ) from None
+        self.used_ns = time.monotonic_ns()
+        self._start_again()
+        while not self.complete:
+            await self._wait()
 
     async def close(self) -> None:
-        """Wait for the requests in flight, then stop the runner."""
-        await self._idle.wait()
-        self._life.cancel()
-        await asyncio.wait([self._life])
-        last = _result(self._runner)
-        if last is not None:
-            await last.stop()
-            self._changed()
+        """Start no more runners, and drain those that are there."""
+        self._closed = True
+        self._wake()
+        for life in self._lives:
+            life.cancel()
+        await asyncio.wait(self._lives)
+        grace = self._limits.request_timeout_seconds
+        await asyncio.gather(*(runner.drain(grace_seconds=grace) for runner in self._runners.values()))
+        self._tell()
 
-    def _begin(self) -> asyncio.Task[None]:
-        name = f"{self.variant.model}:{self.variant.version}@{self.variant.name}"
-        life = asyncio.create_task(self._live(), name=f"runners of {name}")
+    def find(self, serial: int) -> Runner | None:
+        """Return the runner of that serial number, if it is one of these."""
+        return next((runner for runner in self._runners.values() if runner.serial == serial), None)
+
+    async def _wait(self) -> None:
+        """Wait for any change.
+
+        Raises:
+            VariantNotReady, StoreUnavailable, StoreFull: the change is that a start failed.
+            KeeperClosed: there will be no change.
+        """
+        if self._closed:
+            raise KeeperClosed
+        if self._error is not None:
+            raise self._error
+        await self._change.wait()
+
+    def _start_again(self) -> None:
+        """Begin anew what a failed start ended, unless that was only just."""
+        if self._closed or time.monotonic() < self._next_start:
+            return
+        for instance, life in enumerate(self._lives):
+            if life.done():
+                self._error = None
+                self._lives[instance] = self._begin(instance)
+
+    def _begin(self, instance: int) -> asyncio.Task[None]:
+        life = asyncio.create_task(self._live(instance), name=f"runner {instance} of {self.variant.title}")
         life.add_done_callback(self._ended)
         return life
 
-    async def _live(self) -> None:
+    async def _live(self, instance: int) -> None:
         """Start a runner, wait for its death, and again; ends with the error of a start that failed."""
         deaths = 0
         while True:
-            runner = await self._start()
+            runner = await self._start(instance)
             self._failures = 0
-            started = time.monotonic()
-            self._current().set_result(runner)
-            self._changed()
+            self._runners[instance] = runner
+            self._tell()
             status = await runner.buried()
-            self._changed()
-            log.error("runner %d of %r died with status %d: starting another", runner.pid, self.variant.name, status)
-            deaths = deaths + 1 if time.monotonic() - started < SHORT_LIFE_SECONDS else 1
+            lived = time.monotonic() - runner.started
+            del self._runners[instance]
+            self._tell()
+            log.error("runner %d of %s died with status %d: starting another", runner.pid, self.variant.title, status)
+            deaths = deaths + 1 if lived < SHORT_LIFE_SECONDS else 1
             self._observer.restarted(self.variant)
             await asyncio.sleep(delay_seconds(deaths))
 
-    async def _start(self) -> Runner:
+    async def _start(self, instance: int) -> Runner:
+        """Start a runner. One measures for all: several at a time would measure each other.
+
+        Raises:
+            VariantNotReady: as in `_start_one`.
+        """
+        if self.tuning is not None:
+            return await self._start_one(instance)
+        async with self._measuring:
+            runner = await self._start_one(instance)
+            self.tuning = runner.tuning
+            return runner
+
+    async def _start_one(self, instance: int) -> Runner:
         """Start a runner, and another if it is killed while it loads.
 
         Raises:
             VariantNotReady: it refused the artifact, took too long, or several died in a row.
         """
-        artifact = await self._fetch(self.variant)
+        load = self._load(instance, await self._fetch(self.variant))
         for deaths in range(1, MOST_DEATHS_IN_LOADING + 1):
             try:
-                return await Runner.start(self.variant, artifact=artifact, limits=self._limits)
+                return await Runner.start(load, limits=self._limits)
             except RunnerDied:
-                log.error("a runner of %r died while it loaded: starting another", self.variant.name)  # noqa: TRY400
+                log.error("a runner of %s died while it loaded: starting another", self.variant.title)  # noqa: TRY400
                 self._observer.restarted(self.variant)
                 await asyncio.sleep(delay_seconds(deaths))
+                load = replace(load, tuning=self.tuning)
         raise VariantNotReady(
-            f"{MOST_DEATHS_IN_LOADING} runners of {self.variant.name!r} of {self.variant.model!r} died while they "
-            "loaded it: it may need more memory than there is."
+            f"{MOST_DEATHS_IN_LOADING} runners of {self.variant.title} died while they loaded it: it may need more "
+            "memory than there is."
         )
 
-    def _current(self) -> asyncio.Future[Runner]:
-        """Return the future of the runner that answers: a new one once the last runner is dead."""
-        last = _result(self._runner)
-        if last is not None and last.dead.is_set():
-            self._runner = asyncio.get_running_loop().create_future()
-        return self._runner
+    def _load(self, instance: int, path: Path) -> Load:
+        return Load(
+            variant=self.variant,
+            instance=instance,
+            path=str(path),
+            knobs=self.knobs,
+            threads=self.knobs.threads or self._limits.threads,
+            max_batch_size=_joinable_rows(self.variant, self._limits),
+            tuning=self.tuning,
+            max_answer_bytes=self._limits.max_answer_bytes,
+        )
 
     def _ended(self, life: asyncio.Task[None]) -> None:
-        """Pass the error of a failed start on to whoever waits for it, and to who asks again too soon."""
+        """Keep the error of a failed start for whoever waits for it, and for who asks again too soon."""
         if life.cancelled():
-            self._current().cancel()
             return
         error = life.exception()
         self._failures += 1
         self._next_start = time.monotonic() + delay_seconds(self._failures + 1)
         if error is not None:
-            log.error("no runner for %r: %s", self.variant.name, error)
-            self._current().set_exception(error)
-            self._current().exception()
+            log.error("no runner for %s: %s", self.variant.title, error)
+            self._error = error if isinstance(error, OctetError) else VariantNotReady(f"No runner started: {error}")
+        self._tell()
+
+    def _tell(self) -> None:
+        self._wake()
         self._changed()
 
+    def _wake(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
 
-def _result(future: asyncio.Future[Runner]) -> Runner | None:
-    if not future.done() or future.cancelled() or future.exception() is not None:
-        return None
-    return future.result()
+
+def _joinable_rows(variant: Servable, limits: PoolLimits) -> int:
+    """Return how many rows of several requests may run together: one where neighbours matter or batches are fixed."""
+    specs = (*variant.signature.inputs, *variant.signature.outputs)
+    fixed = any(spec.batch_axis is None or spec.shape[spec.batch_axis] is not None for spec in specs)
+    return 1 if fixed else min(variant.max_batch_size or limits.max_batch_size, limits.max_batch_size)

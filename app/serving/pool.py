@@ -1,45 +1,103 @@
-"""The runners of one gateway process: at most so many, each started on first use, the least used gives way."""
+"""A gateway's way to runners: memory for a request, an answer to it, and what the host is asked beside."""
 
 import asyncio
+import contextlib
+import socket
 import time
-from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
 
 from app.domain.errors import VariantNotReady
 from app.domain.preprocessing import ImagePreprocessing
+from app.domain.runners import (
+    SEGMENT_HEADER_BYTES,
+    Acquire,
+    Done,
+    Granted,
+    HeldVariant,
+    Kill,
+    Overview,
+    Part,
+    Prepare,
+    Release,
+    Survey,
+    aligned,
+)
+from app.domain.serving import Knobs, RunnerStatus, Servable
 from app.domain.variants import Variant
-from app.serving.keeper import Fetch, Keeper
-from app.serving.requests import check, check_own_limit
-from app.serving.runner import RunnerDied
-from app.serving.terms import Arrays, EncodedImage, Inference, LoadedVariant, Observer, PoolLimits, RunnerMemory
+from app.serving.desk import Desk
+from app.serving.host_link import Connect, HostGone, HostLink, Reply
+from app.serving.line import Line, Question
+from app.serving.placing import copy, find, lay_out
+from app.serving.requests import Request, check, check_own_limit
+from app.serving.segments import Board, Segment
+from app.serving.terms import Inference, Inputs, Observer, PoolLimits
 
-MEMORY_TIMEOUT_SECONDS = 1.0
+Describe = Callable[[Variant], Awaitable[Servable]]
 
 _Key = tuple[str, int, str]
 
 
-class RunnerPool:
-    """Loads variants and answers requests with them.
+class Room:
+    """Memory for one request's body, which its runner will read in place.
 
-    Args:
-        fetch: brings an artifact to a local file. The runner itself checks its SHA-256.
-        observer: is told about restarts, retries and how many runners are ready.
+    Attributes:
+        memory: at least as many bytes as were asked for.
     """
 
-    def __init__(self, *, fetch: Fetch, observer: Observer, limits: PoolLimits) -> None:
-        self._fetch = fetch
+    def __init__(self, segment: Segment, *, desk: Desk, start: int) -> None:
+        self.segment = segment
+        self.desk = desk
+        self.memory = segment.memory[start:]
+
+
+class RunnerPool:
+    """Answers requests with the runners of a host.
+
+    Args:
+        connect: connects to the host.
+        describe: looks up what a runner needs to know of a variant.
+        observer: is told about requests that are sent again.
+    """
+
+    def __init__(self, connect: Connect, *, describe: Describe, observer: Observer, limits: PoolLimits) -> None:
+        self._describe = describe
         self._observer = observer
         self._limits = limits
-        self._keepers: OrderedDict[_Key, Keeper] = OrderedDict()  # the least recently used first
-        self._admission = asyncio.Lock()
-        self._change = asyncio.Event()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._desks: dict[_Key, Desk] = {}
         self._closed = False
-        self._told = 0
+        self._host = HostLink(connect)
+
+    @contextlib.contextmanager
+    def room(self, variant: Variant, *, size_bytes: int, lead_bytes: int = 0) -> Iterator[Room]:
+        """Lend memory for a body of so many bytes, for as long as the block and the request last.
+
+        Args:
+            lead_bytes: of the body before its tensors, which are then aligned as engines like them.
+        """
+        desk = self._desk(Servable.of(variant, None))
+        start = SEGMENT_HEADER_BYTES + -lead_bytes % SEGMENT_HEADER_BYTES
+        segment = desk.segments.take(aligned(start + size_bytes) + desk.most_output_bytes)
+        try:
+            yield Room(segment, desk=desk, start=start)
+        finally:
+            desk.segments.leave(segment)
 
     async def infer(
-        self, variant: Variant, inputs: Arrays | EncodedImage, *, preprocessing: ImagePreprocessing | None = None
+        self,
+        variant: Variant,
+        inputs: Inputs,
+        *,
+        preprocessing: ImagePreprocessing | None = None,
+        timeout_seconds: float | None = None,
+        priority: int = 0,
+        room: Room | None = None,
     ) -> Inference:
         """Answer one request with `variant`, loading it first if need be.
+
+        Args:
+            timeout_seconds: how long the answer may take; at most, and by default, what the limits say.
+            priority: higher ones are computed first; 0 is the usual one.
+            room: in which inputs may lie already.
 
         Raises:
             SignatureMismatch, BatchTooLarge, RequestInvalid, ImageInvalid: the request does not fit.
@@ -49,130 +107,136 @@ class RunnerPool:
             variant.signature, inputs, preprocessing=preprocessing, max_batch_size=self._limits.max_batch_size
         )
         check_own_limit(variant, request)
-        deadline = time.monotonic() + self._limits.request_timeout_seconds
-        keeper = await self._keeper(variant, deadline=deadline)
-        with keeper.used():
-            return await keeper.infer(request, deadline=deadline)
+        desk = self._desk(Servable.of(variant, preprocessing))
+        deadline_ns = self.deadline_ns(timeout_seconds)
+        with _placed(desk, request, room) as (segment, parts, end):
+            question = Question(
+                segment=segment,
+                form=request.form,
+                rows=request.rows,
+                parts=parts,
+                outputs_at=end,
+                deadline_ns=deadline_ns,
+                priority=priority,
+            )
+            return await desk.answer(question)
 
-    async def load(self, variant: Variant) -> None:
-        """Start the variant's runner, unless it is there.
+    def deadline_ns(self, timeout_seconds: float | None) -> int:
+        """Return the latest time, on the monotonic clock, at which a request that comes now may be answered."""
+        most = self._limits.request_timeout_seconds
+        return time.monotonic_ns() + int(min(timeout_seconds or most, most) * 1e9)
+
+    def check_wait(self, variant: Variant, *, timeout_seconds: float | None) -> None:
+        """Check that a request that comes now is worth reading.
 
         Raises:
-            VariantNotReady: it cannot be started.
+            QueueFull: it would wait beyond its deadline, or too many wait.
         """
-        deadline = time.monotonic() + self._limits.start_timeout_seconds + self._limits.request_timeout_seconds
-        keeper = await self._keeper(variant, deadline=deadline)
-        with keeper.used():
-            await keeper.ready(deadline=deadline)
+        desk = self._desks.get((variant.model, variant.version, variant.name))
+        if desk is not None:
+            desk.check_wait(self.deadline_ns(timeout_seconds))
+
+    async def load(self, variant: Variant, *, knobs: Knobs | None = None) -> None:
+        """Start the variant's runners, unless they are there; with other knobs than theirs, replace them.
+
+        Raises:
+            VariantNotReady, StoreUnavailable, StoreFull: they cannot be started.
+        """
+        servable = await self._describe(variant)
+        await self._order(Prepare(id=self._host.next_id(), variant=servable, knobs=knobs), Done)
 
     async def unload(self, variant: Variant) -> None:
-        """Stop the variant's runner once its requests in flight are answered. One that is not loaded stays so."""
-        if _key(variant) in self._keepers:
-            await self._close(_key(variant))
+        """Stop the variant's runners once what they hold is answered. One that is not loaded stays so."""
+        await self._order(Release(id=self._host.next_id(), variant=Servable.of(variant, None)), Done)
 
     def ready(self, variant: Variant) -> bool:
         """Whether a request would be answered without waiting for a runner to start."""
-        keeper = self._keepers.get(_key(variant))
-        return keeper is not None and keeper.runner is not None
+        desk = self._desks.get((variant.model, variant.version, variant.name))
+        return desk is not None and any(line.open for line in desk.lines)
 
-    def loaded(self) -> tuple[LoadedVariant, ...]:
-        """Return what the pool keeps, the least recently used first."""
-        return tuple(
-            LoadedVariant(
-                variant=keeper.variant,
-                pid=None if keeper.runner is None else keeper.runner.pid,
-                in_flight=keeper.in_flight,
-            )
-            for keeper in self._keepers.values()
-        )
+    async def statistics(self) -> tuple[RunnerStatus, ...]:
+        """Return how every runner of this machine fares; one that does not say at once is left out."""
+        return (await self._survey()).runners
 
-    async def memory(self) -> list[RunnerMemory]:
-        """Ask every ready runner how much memory it takes; one that does not say at once is left out."""
-        measured = await asyncio.gather(*(self._memory_of(keeper) for keeper in self._keepers.values()))
-        return [memory for memory in measured if memory is not None]
+    async def held(self) -> tuple[HeldVariant, ...]:
+        """Return which variants are kept on this machine, with their ready runners."""
+        return (await self._survey()).held
 
-    async def aclose(self) -> None:
-        """Take no more requests, answer those in flight, and stop every runner."""
-        self._closed = True
-        self._tell_change()
-        for key in list(self._keepers):
-            self._begin_close(key)
-        await asyncio.gather(*self._closing)
+    async def _survey(self) -> Overview:
+        return await self._order(Survey(id=self._host.next_id()), Overview)
 
-    async def _close(self, key: _Key) -> None:
-        """Take a keeper out and stop it; that goes on to its end even if nobody waits for it any more."""
-        await asyncio.shield(self._begin_close(key))
-
-    def _begin_close(self, key: _Key) -> asyncio.Task[None]:
-        closing = asyncio.create_task(self._keepers.pop(key).close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        return closing
-
-    async def _memory_of(self, keeper: Keeper) -> RunnerMemory | None:
-        runner = keeper.runner
-        if runner is None:
-            return None
-        try:
-            async with asyncio.timeout(MEMORY_TIMEOUT_SECONDS):
-                use = await runner.memory()
-        except (TimeoutError, RunnerDied):
-            return None
-        return RunnerMemory(variant=keeper.variant, pss_bytes=use.pss_bytes, peak_bytes=use.peak_bytes)
-
-    async def _keeper(self, variant: Variant, *, deadline: float) -> Keeper:
-        """Return the variant's keeper. Nothing may be awaited between this and its use: it could be evicted."""
-        keeper = self._keepers.get(_key(variant))
-        if keeper is None:
-            return await self._admit(variant, deadline=deadline)
-        self._keepers.move_to_end(_key(variant))
-        return keeper
-
-    async def _admit(self, variant: Variant, *, deadline: float) -> Keeper:
-        """Make room for one more keeper, waiting for one to be idle if all are in use.
+    async def _order(self, question: Prepare | Release | Survey, kind: type[Reply]) -> Reply:
+        """Ask the host something that is not repeated by itself.
 
         Raises:
-            VariantNotReady: none was idle by the deadline, or the pool is closed.
+            OctetError: it was denied, or the host has ended.
         """
         try:
-            async with asyncio.timeout(deadline - time.monotonic()), self._admission:
-                while not self._closed and not self._has_room_for(variant):
-                    await self._evict()
-        except TimeoutError:
+            reply, _ = await self._host.ask(question, kind)
+        except HostGone:
             raise VariantNotReady(
-                f"All {self._limits.max_loaded} runners are in use, so {variant.name!r} of {variant.model!r} cannot be "
-                "loaded: try again later, or allow more loaded variants."
+                "The process that starts runners has ended and is being started again: try again soon."
             ) from None
+        return reply
+
+    def in_flight(self) -> int:
+        """Return how many requests of this gateway wait for a runner or for its answer."""
+        return sum(desk.in_flight for desk in self._desks.values())
+
+    def segment_bytes(self) -> dict[tuple[str, int, str], int]:
+        """Return how much shared memory this gateway keeps, by model, version and variant."""
+        return {key: desk.segments.size_bytes for key, desk in self._desks.items()}
+
+    async def aclose(self) -> None:
+        """Take no more requests, answer those in flight, and hang up."""
+        self._closed = True
+        await asyncio.gather(*(desk.idle.wait() for desk in self._desks.values()))
+        for desk in self._desks.values():
+            desk.close()
+        self._host.close()
+
+    def _desk(self, variant: Servable) -> Desk:
         if self._closed:
             raise VariantNotReady("The service is stopping: send the request to another gateway.")
-        if _key(variant) not in self._keepers:
-            self._keepers[_key(variant)] = self._new_keeper(variant)
-        return self._keepers[_key(variant)]
+        desk = self._desks.get(variant.key)
+        if desk is None:
+            desk = self._desks[variant.key] = Desk(
+                variant, connect=self._connect, hangs=self._kill, observer=self._observer, limits=self._limits
+            )
+        elif desk.variant.preprocessing is None and variant.preprocessing is not None:
+            desk.variant = variant
+        return desk
 
-    def _has_room_for(self, variant: Variant) -> bool:
-        return _key(variant) in self._keepers or len(self._keepers) < self._limits.max_loaded
+    async def _connect(self, desk: Desk) -> tuple[list[Line], bool]:
+        have = tuple(line.serial for line in desk.lines if line.open)
+        acquire = Acquire(id=self._host.next_id(), variant=desk.variant, have=have)
+        try:
+            granted, descriptors = await self._host.ask(acquire, Granted)
+        except HostGone:
+            return [], True
+        ends, boards = descriptors[::2], descriptors[1::2]
+        lines = [
+            Line(serial, socket.socket(fileno=end), Board(board), owner=desk)
+            for serial, end, board in zip(granted.serials, ends, boards, strict=True)
+        ]
+        return lines, granted.more
 
-    def _new_keeper(self, variant: Variant) -> Keeper:
-        return Keeper(
-            variant, fetch=self._fetch, observer=self._observer, limits=self._limits, changed=self._tell_change
-        )
-
-    async def _evict(self) -> None:
-        """Stop the least recently used keeper without requests in flight, or wait until something changes."""
-        for key, keeper in self._keepers.items():
-            if keeper.in_flight == 0:
-                await self._close(key)
-                return
-        self._change.clear()
-        await self._change.wait()
-
-    def _tell_change(self) -> None:
-        self._change.set()
-        count = sum(keeper.runner is not None for keeper in self._keepers.values())
-        if count != self._told:
-            self._told = count
-            self._observer.loaded(count)
+    def _kill(self, line: Line) -> None:
+        self._host.tell(Kill(serial=line.serial))
 
 
-def _key(variant: Variant) -> _Key:
-    return variant.model, variant.version, variant.name
+@contextlib.contextmanager
+def _placed(desk: Desk, request: Request, room: Room | None) -> Iterator[tuple[Segment, tuple[Part, ...], int]]:
+    """Yield a segment with the request's arrays, their places, and the first byte behind them."""
+    # one variant's memory is never shown to another's runner
+    found = find(request, room.segment) if room is not None and room.desk is desk else None
+    if room is not None and found is not None:
+        yield room.segment, *found
+        return
+    parts, end = lay_out(request)
+    segment = desk.segments.take(end + desk.most_output_bytes)
+    try:
+        copy(request, parts, segment)
+        yield segment, parts, end
+    finally:
+        desk.segments.leave(segment)

@@ -1,31 +1,50 @@
-"""Shared memory without names: segments that a gateway and one runner both map, reused from request to request."""
+"""Shared memory without names: segments that a gateway and a variant's runners map, reused from request to request."""
 
 import fcntl
 import mmap
 import os
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.domain.runners import Part, aligned
-from app.domain.tensors import TensorSpec
+from app.domain.runners import ALIGNMENT, BOARD_BYTES, SEGMENT_HEADER_BYTES, Part
 from app.serving.requests import storage
-from app.serving.terms import Arrays
 
 SMALLEST_BYTES = 2**16
-MOST_IDLE = 16
+MOST_IDLE = 32
 MOST_IDLE_BYTES = 2**28
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Segment:
-    """One mapping. It ends when nothing refers to it any more; `number` names it in messages."""
+    """One mapping; `number` names it in messages. Who took it and every runner that works on it are its users."""
 
     def __init__(self, descriptor: int, *, number: int, size_bytes: int) -> None:
         self.number = number
         self.size_bytes = size_bytes
+        self.descriptor = descriptor
+        self.users = 0
         self._map = mmap.mmap(descriptor, size_bytes)
+        self.memory = memoryview(self._map)
+        self._address = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a runner has begun to compute what lies here."""
+        return self.memory[0] != 0
+
+    def forget_begun(self) -> None:
+        """Make ready to be sent, once more or for another request."""
+        self.memory[0] = 0
+
+    def offset_of(self, array: npt.NDArray[Any], *, alignment: int = ALIGNMENT) -> int | None:
+        """Return where in this segment the array lies, if all of it does and begins at a multiple of `alignment`."""
+        offset = array.__array_interface__["data"][0] - self._address
+        inside = offset >= SEGMENT_HEADER_BYTES and offset + array.nbytes <= self.size_bytes
+        return offset if inside and offset % alignment == 0 and array.flags.c_contiguous else None
 
     def view(self, part: Part) -> npt.NDArray[Any]:
         """Return the tensor in place.
@@ -35,27 +54,36 @@ class Segment:
         """
         return np.ndarray(part.shape, dtype=storage(part.dtype), buffer=self._map, offset=part.offset)
 
+    def place(self, part: Part, array: npt.NDArray[Any]) -> None:
+        """Copy an array to its place."""
+        np.copyto(self.view(part), array)
+
     def read(self, parts: tuple[Part, ...]) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the tensors, which outlive the segment."""
         return {part.name: self.view(part).copy() for part in parts}
 
-    def write(self, data: bytes, parts: tuple[Part, ...], arrays: Arrays) -> None:
-        """Put `data` at the beginning, and every array at its place."""
-        self._map[: len(data)] = data
-        for part in parts:
-            array, place = arrays[part.name], self.view(part)
-            np.copyto(place, array.view(place.dtype) if array.dtype.kind == "V" else array)
+    def close(self) -> None:
+        """Close the descriptor; the memory goes when nobody refers to it any more."""
+        os.close(self.descriptor)
 
 
-def lay_out(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> tuple[tuple[Part, ...], int]:
-    """Give every array that is there a place in a segment; return the places, and the first byte after them."""
-    parts, end = [], 0
-    for spec in specs:
-        if spec.name in arrays:
-            array = arrays[spec.name]
-            parts.append(Part(name=spec.name, dtype=spec.dtype, shape=array.shape, offset=end))
-            end = aligned(end + array.size * storage(spec.dtype).itemsize)
-    return tuple(parts), end
+class Board:
+    """What a runner shows every gateway: rows that wait there, and rows it answers in a second."""
+
+    def __init__(self, descriptor: int) -> None:
+        try:
+            self._map = mmap.mmap(descriptor, BOARD_BYTES, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+
+    def wait_seconds(self) -> float:
+        """Return how long a request that comes now will wait; 0 while the runner does not know its own rate."""
+        rows, rate = struct.unpack_from("<qd", self._map)
+        return float(rows / rate) if rate > 0 else 0.0
+
+    def close(self) -> None:
+        """Give the memory back now: a mapping holds a descriptor of its own."""
+        self._map.close()
 
 
 def create(size_bytes: int) -> int:
@@ -82,29 +110,65 @@ def adopt(descriptor: int, size_bytes: int) -> Segment:
 
 
 class SegmentPool:
-    """The idle segments of one runner, which knows the same ones by number."""
+    """The segments of one variant: what was written for its runners is never seen by another's.
 
-    def __init__(self) -> None:
+    Args:
+        dropped: called with a segment that is kept no longer.
+
+    Attributes:
+        size_bytes: of all its segments, lent and idle.
+    """
+
+    def __init__(self, *, dropped: Callable[[Segment], None]) -> None:
+        self.size_bytes = 0
         self._idle: list[Segment] = []
+        self._idle_bytes = 0
         self._made = 0
+        self._closed = False
+        self._dropped = dropped
 
-    def take(self, size_bytes: int) -> tuple[Segment, int | None]:
-        """Return a segment of at least `size_bytes`; with it, if it is new, the descriptor to send to the runner."""
+    def take(self, size_bytes: int) -> Segment:
+        """Return a segment of at least `size_bytes`, with one user."""
         fitting = [segment for segment in self._idle if segment.size_bytes >= size_bytes]
         if fitting:
-            best = min(fitting, key=lambda segment: segment.size_bytes)
-            self._idle.remove(best)
-            return best, None
-        size = max(SMALLEST_BYTES, 1 << (size_bytes - 1).bit_length())
-        descriptor = create(size)
-        self._made += 1
-        return Segment(descriptor, number=self._made, size_bytes=size), descriptor
+            segment = min(fitting, key=lambda idle: idle.size_bytes)
+            self._idle.remove(segment)
+            self._idle_bytes -= segment.size_bytes
+        else:
+            size = max(SMALLEST_BYTES, 1 << (size_bytes - 1).bit_length())
+            self._made += 1
+            self.size_bytes += size
+            segment = Segment(create(size), number=self._made, size_bytes=size)
+        segment.users = 1
+        segment.forget_begun()
+        return segment
 
-    def give_back(self, segment: Segment) -> list[Segment]:
-        """Keep a segment for the next request; return those, the largest first, that are too many to keep."""
+    def leave(self, segment: Segment) -> None:
+        """Note that one user needs it no more; without any it is kept for the next request, or dropped."""
+        segment.users -= 1
+        if segment.users:
+            return
         self._idle.append(segment)
-        self._idle.sort(key=lambda idle: idle.size_bytes)
-        dropped: list[Segment] = []
-        while len(self._idle) > MOST_IDLE or sum(idle.size_bytes for idle in self._idle) > MOST_IDLE_BYTES:
-            dropped.append(self._idle.pop())
-        return dropped
+        self._idle_bytes += segment.size_bytes
+        if self._closed:
+            self.trim()
+        while len(self._idle) > MOST_IDLE or self._idle_bytes > MOST_IDLE_BYTES:
+            largest = max(self._idle, key=lambda idle: idle.size_bytes)
+            self._idle.remove(largest)
+            self._drop(largest)
+
+    def close(self) -> None:
+        """Drop everything that is idle, and what is still lent as soon as it comes back."""
+        self._closed = True
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop what is idle."""
+        while self._idle:
+            self._drop(self._idle.pop())
+
+    def _drop(self, segment: Segment) -> None:
+        self._idle_bytes -= segment.size_bytes
+        self.size_bytes -= segment.size_bytes
+        self._dropped(segment)
+        segment.close()

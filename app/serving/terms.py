@@ -1,12 +1,13 @@
 """What a runner pool is given and what it gives back: limits, an observer, answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
-from app.domain.variants import Variant
+from app.domain.serving import Knobs, Servable
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Tensors by name. A bfloat16 tensor is a uint16 array of its bits: NumPy has no such type."""
@@ -20,10 +21,31 @@ class EncodedImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImages:
+    """JPEGs or PNGs as received, one a row; the runner decodes them."""
+
+    images: tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """Decoded images of the model's own size: uint8 [n, height, width, channels], in RGB or one grey channel.
+
+    What is left of the preprocessing (order of colours, scale, mean, std, layout) is part of the runner's graph.
+    """
+
+    data: npt.NDArray[np.uint8]
+
+
+Inputs = Arrays | EncodedImage | EncodedImages | Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLimits:
     """
     Attributes:
-        max_loaded: runners of this pool; the least recently used gives way.
+        max_loaded: variants on this machine; the least recently used gives way.
+        total_memory_bytes: of all runners together.
         threads: of each runner's engine; 0 takes all cores.
         start_timeout_seconds: from spawn to ready.
         request_timeout_seconds: from `infer` to its answer, loading and waiting included.
@@ -31,9 +53,11 @@ class PoolLimits:
         max_queued: requests at once for one variant.
         max_answer_bytes: of all outputs of one request.
         memory_bytes: of one runner; an allocation beyond fails the request that needs it.
+        knobs: of a variant for which nobody pinned any.
     """
 
     max_loaded: int = 8
+    total_memory_bytes: int = 2**40
     threads: int = 0
     start_timeout_seconds: float = 60
     request_timeout_seconds: float = 60
@@ -41,6 +65,7 @@ class PoolLimits:
     max_queued: int = 256
     max_answer_bytes: int = 256 * 2**20
     memory_bytes: int = 8 * 2**30
+    knobs: Knobs = field(default_factory=Knobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +73,7 @@ class Inference:
     """One request's answer.
 
     Attributes:
-        queue_seconds: from sent to the runner until it began.
+        queue_seconds: from its arrival at the runner until that began.
         compute_seconds: inside the engine.
         rows: how many the engine ran at once.
     """
@@ -59,40 +84,13 @@ class Inference:
     rows: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedVariant:
-    """A variant that the pool keeps.
-
-    Attributes:
-        pid: of its runner; None while that one starts, starts again, or failed to.
-        in_flight: requests that wait for it or for its answer.
-    """
-
-    variant: Variant
-    pid: int | None
-    in_flight: int
-
-    @property
-    def ready(self) -> bool:
-        return self.pid is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerMemory:
-    """Memory of one runner, as it read it from its own process."""
-
-    variant: Variant
-    pss_bytes: int
-    peak_bytes: int
-
-
 class Observer(Protocol):
     """Is told what happens to runners. Called on the event loop: must not block."""
 
-    def restarted(self, variant: Variant) -> None:
+    def restarted(self, variant: Servable) -> None:
         """A runner died and is started again."""
 
-    def retried(self, variant: Variant) -> None:
+    def retried(self, variant: Servable) -> None:
         """A request is sent again because its runner died."""
 
     def loaded(self, count: int) -> None:

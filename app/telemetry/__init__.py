@@ -1,1 +1,1 @@
-"""Prometheus instruments and logging. Measures; decides nothing."""
+"""Prometheus instruments, traces and logging. Measures; decides nothing."""

@@ -20,7 +20,7 @@ from app import __version__
 from app.api import examples
 from app.api.application import build_api
 from app.api.dependencies import Services
-from app.api.http_protocol import BoundedHttpProtocol
+from app.api.http_protocol import HTTP_PROTOCOL
 from app.bootstrap import open_services
 from app.domain.datasets import ArraySpec, DatasetFormat, DatasetManifest
 from app.domain.jobs import Job
@@ -104,7 +104,7 @@ def running_api(folder: Path, *, redis_url: str, **settings: Any) -> Iterator[Ap
 @contextmanager
 def _served(app: FastAPI, listener: socket.socket) -> Iterator[None]:
     config = uvicorn.Config(
-        app, http=BoundedHttpProtocol, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
+        app, http=HTTP_PROTOCOL, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -125,6 +125,7 @@ def publish_model(
     name: str = "net",
     graph: onnx.ModelProto | None = None,
     preprocessing: ImagePreprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> Variant:
     """Do what an import job does: make the next version of a model ready, with its `float32` variant."""
     graph = graph or conv_classifier()
@@ -132,7 +133,7 @@ def publish_model(
 
     async def publish(services: Services) -> Variant:
         version = await services.models.reserve(name)
-        upload = await _received(services.models, name, version)
+        upload = replace(await _received(services.models, name, version), labels=labels)
         await services.models.record(upload)
         variant = replace(made, model=name, version=version, created_at=datetime.now(UTC))
         await services.models.publish(

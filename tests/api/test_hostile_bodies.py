@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from app.api.arrays import count_elements, from_base64, from_nested, from_npy, from_npz, to_npy, to_npz
-from app.api.bodies import read_json
+from app.api.read_json import read_json
 from app.domain.errors import OctetError, RequestInvalid, SignatureMismatch
 from app.domain.tensors import DType, TensorSpec
 

@@ -1,11 +1,17 @@
 """Models: upload and look up."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app.catalogue.records import from_json, to_json
+from app.client import Octet
+from app.domain.models import ModelManifest
 from tests.api.harness import Api, fail_import, job_of, publish_model
+
+ROUTING = "/v1/models/net/routing?load=false"
 
 
 def test_an_upload_is_stored_and_gets_an_import_job(api: Api) -> None:
@@ -143,17 +149,122 @@ def test_an_unrouted_model_answers_with_the_newest_float32(api: Api, tmp_path: P
 
 def test_a_route_is_kept_with_its_history(api: Api, tmp_path: Path) -> None:
     publish_model(api, tmp_path)
-    for number in (1, 2):
-        answer = api.client.put("/v1/models/net/routing", json={"variant": "float32", "version": 1})
+    for number, said in ((1, {}), (2, {"by": "ann", "note": "it is right"})):
+        answer = api.client.put(ROUTING, json={"variant": "float32", "version": 1, **said})
         assert (answer.status_code, answer.json()["number"]) == (200, number)
-    assert len(api.client.get("/v1/models/net/routing").json()["history"]) == 2
+    history = api.client.get("/v1/models/net/routing").json()["history"]
+    assert [(route["by"], route["note"]) for route in history] == [("127.0.0.1", None), ("ann", "it is right")]
+
+
+def test_a_route_by_weights_is_kept_as_it_was_given(api: Api, tmp_path: Path) -> None:
+    publish_model(api, tmp_path)
+    answer = api.client.put(ROUTING, json={"version": 1, "weights": {"float32": 3}})
+    assert (answer.status_code, answer.json()["variant"], answer.json()["weights"]) == (200, None, {"float32": 3})
+    assert api.client.get("/v1/models/net/routing").json()["current"] == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({}, 422, "either 'variant' or 'weights'"),
+        ({"variant": "float32", "weights": {"float32": 1}}, 422, "either 'variant' or 'weights'"),
+        ({"weights": {"float32": 0}}, 422, "above 0"),
+        ({"weights": {"float32": -1}}, 422, "from 0 to"),
+        ({"weights": {"float32": "1"}}, 422, "valid number"),
+        ({"weights": {"float32": 1, "int8": 0}}, 404, "no variant 'int8'"),
+        ({"weights": {"../float32": 1}}, 422, "not usable"),
+        ({"variant": "float32", "by": "a\nb"}, 422, "'by'"),
+        ({"variant": "float32", "note": ""}, 422, "'note'"),
+    ],
+)
+def test_a_route_that_makes_no_sense_is_refused(
+    api: Api, tmp_path: Path, fields: dict[str, object], status: int, words: str
+) -> None:
+    publish_model(api, tmp_path)
+    answer = api.client.put(ROUTING, json={"version": 1, **fields})
+    assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+    assert api.client.get("/v1/models/net/routing").json()["history"] == []
+
+
+@pytest.mark.parametrize("model", ["net:1", "net@int8", "net:1@int8"])
+def test_routing_is_the_whole_model_s(api: Api, model: str) -> None:
+    for answer in (
+        api.client.get(f"/v1/models/{model}/routing"),
+        api.client.put(f"/v1/models/{model}/routing", json={"variant": "float32", "version": 1}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (422, "name_invalid")
+        assert "write 'net'" in answer.json()["detail"]
+
+
+def test_labels_come_as_a_list_or_as_lines(api: Api) -> None:
+    for part in ((None, '["cat", "dog"]'), ("labels.txt", "\ufeffcat\r\ndog\r\n"), ("a.json", '["cat","dog"]')):
+        form = [("name", (None, b"net")), ("labels", part), ("file", ("net.onnx", b"12345"))]
+        answer = api.client.post("/v1/models", files=form)
+        assert (answer.status_code, answer.json().get("labels")) == (201, ["cat", "dog"]), answer.text
+    listed = api.client.get("/v1/models").json()["models"][0]
+    assert (listed["label_count"], listed["labels"]) == (2, None)
+    assert api.client.get("/v1/models/net:1").json()["labels"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("{}", "list of labels"),
+        ("[1]", "list of labels"),
+        ("cat", "JSON"),
+        ("[]", "0 labels"),
+        ('["a", ""]', "Label 1"),
+        ('["a\\nb"]', "Label 0"),
+        (f'["{"a" * 201}"]', "Label 0"),
+        (str(["a"] * 100_001).replace("'", '"'), "100001 labels"),
+        ("[" + " " * 2**22 + "]", "longer than"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_labels_that_cannot_be_are_refused_and_leave_nothing(api: Api, labels: str, words: str) -> None:
+    form = [("labels", (None, labels.encode())), ("file", ("net.onnx", b"12345"))]
+    answer = api.client.post("/v1/models", files=form)
+    assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
+    assert api.stored() == []
+
+
+def test_a_client_sends_labels_with_a_model(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"12345")
+    with Octet(str(api.client.base_url)) as octet:
+        sent = octet.upload_model(tmp_path / "net.onnx", name="net", labels=("cat", "dog"))
+        assert (sent.file, sent.labels, octet.models()[0].label_count) == ("net.onnx", ("cat", "dog"), 2)
+
+
+def test_labels_of_a_one_shot_go_to_the_model(api: Api) -> None:
+    form = [
+        ("labels", ("labels.txt", b"cat\ndog")),
+        ("model", ("net.onnx", b"12345")),
+        ("calibration", ("rows.npz", b"12345")),
+    ]
+    assert api.client.post("/v1/quantize", files=form).status_code == 202
+    assert api.client.get("/v1/models/net:1").json()["labels"] == ["cat", "dog"]
+
+
+def test_an_imported_model_keeps_its_labels(api: Api, tmp_path: Path) -> None:
+    publish_model(api, tmp_path)
+    manifest = api.do(lambda services: services.models.get("net", 1)).ready()
+    named = replace(manifest, upload=replace(manifest.upload, labels=("cat", "dog")))
+    assert from_json(ModelManifest, to_json(named), path="x").labels == ("cat", "dog")
+
+
+def test_a_record_of_before_there_were_labels_is_still_read(api: Api) -> None:
+    api.upload_model()
+    record = api.store_folder / "models/net/1/upload.json"
+    record.write_text(record.read_text().replace(',"labels":null', ""))
+    assert "labels" not in record.read_text()
+    assert api.client.get("/v1/models/net:1").json()["label_count"] is None
 
 
 def test_a_route_to_an_unknown_variant_is_refused(api: Api, tmp_path: Path) -> None:
     publish_model(api, tmp_path)
-    answer = api.client.put("/v1/models/net/routing", json={"variant": "int8", "version": 1})
+    answer = api.client.put(ROUTING, json={"variant": "int8", "version": 1})
     assert (answer.status_code, answer.json()["code"]) == (404, "variant_not_found")
-    answer = api.client.put("/v1/models/net/routing", json={"variant": "int8", "version": 1, "share": 0.5})
+    answer = api.client.put(ROUTING, json={"variant": "int8", "version": 1, "share": 0.5})
     assert (answer.status_code, "share" in answer.json()["detail"]) == (422, True)
 
 

@@ -1,15 +1,18 @@
-"""Predictions through a real runner: `/predict` and the Open Inference Protocol. One application serves the module."""
+"""Predictions through a real runner with `/predict`. One application serves the module."""
 
 import base64
+import gzip
 import io
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import psutil
 import pytest
 from PIL import Image
@@ -99,6 +102,50 @@ def test_an_image_is_predicted_on(serving: Api, kind: str) -> None:
         "/v1/models/eye/predict", content=stream.getvalue(), headers={"Content-Type": f"image/{kind}"}
     )
     assert len(logits(answer)) == 1
+
+
+def test_long_json_is_answered_as_short_json_is(serving: Api, expected: list[list[float]]) -> None:
+    padding = b" " * 20_000
+    for body in (ROWS.tolist(), {"inputs": {"x": ROWS.tolist()}}):
+        answer = serving.client.post(PREDICT, content=orjson.dumps(body) + padding, headers=JSON)
+        assert logits(answer) == expected
+    answer = serving.client.post(PREDICT, content=orjson.dumps([*ROWS.tolist(), 1.0]) + padding, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (422, "signature_mismatch")
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_packed_bodies_and_answers_are_taken_and_given(
+    serving: Api, expected: list[list[float]], coding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    packed = NPY | {"Content-Encoding": coding, "Accept-Encoding": coding}
+    many = np.concatenate([ROWS] * 4)
+    answer = serving.client.post(PREDICT, content=pack(npy(many)), headers=packed)
+    assert logits(answer)[:2] == expected
+    bomb = serving.client.post(PREDICT, content=pack(bytes(100_001)), headers=packed)
+    assert (bomb.status_code, bomb.json()["code"]) == (413, "upload_too_large")
+
+
+def test_a_body_packed_in_another_way_is_refused(serving: Api) -> None:
+    for coding in ("br", "gzip, gzip"):
+        answer = serving.client.post(PREDICT, content=npy(ROWS), headers=NPY | {"Content-Encoding": coding})
+        assert (answer.status_code, answer.json()["code"]) == (422, "unsupported_format")
+    answer = serving.client.post(PREDICT, content=npy(ROWS), headers=NPY | {"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "request_invalid")
+
+
+def test_pixels_are_answered_as_the_image_is(serving: Api) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "png")
+    eye = "/v1/models/eye/predict"
+    by_image = logits(serving.client.post(eye, content=png.getvalue(), headers={"Content-Type": "image/png"}))
+    by_pixels = logits(serving.client.post(eye, content=npy(pixels[None]), headers=NPY))
+    text = base64.b64encode(pixels.tobytes()).decode()
+    by_base64 = logits(
+        serving.client.post(eye, json={"inputs": {"x": {"dtype": "uint8", "shape": [1, 8, 8, 3], "base64": text}}})
+    )
+    assert np.allclose(by_pixels, by_image, atol=1e-5)
+    assert by_base64 == by_pixels
 
 
 def test_whole_numbers_may_stand_for_floats(serving: Api) -> None:
@@ -215,57 +262,7 @@ def test_a_variant_is_loaded_and_unloaded(serving: Api) -> None:
     path = "/v1/models/net/variants/float32"
     assert serving.client.post(f"{path}/load").json() == {"state": "ready"}
     assert serving.client.post(f"{path}/unload").json() == {"state": "unloaded"}
-    assert all(loaded.variant.model != "net" for loaded in serving.services.pool.loaded())
-
-
-def infer(serving: Api, tensor: dict[str, Any], *, model: str = "net", **more: Any) -> httpx.Response:
-    asked = {"name": "x", "datatype": "FP32", "shape": [2, 3, 8, 8], "data": ROWS.tolist()} | tensor
-    return serving.client.post(f"/v2/models/{model}/infer", json={"inputs": [asked], **more})
-
-
-def test_the_protocol_infers_flat_and_nested(serving: Api, expected: list[list[float]]) -> None:
-    for data in (ROWS.tolist(), ROWS.reshape(-1).tolist()):
-        answer = infer(serving, {"data": data}, id="42").json()
-        assert (answer["model_name"], answer["model_version"], answer["id"]) == ("net", "1", "42")
-        output = answer["outputs"][0]
-        assert (output["name"], output["datatype"], output["shape"]) == ("logits", "FP32", [2, 4])
-        assert output["data"] == np.array(expected).reshape(-1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("tensor", "more", "code"),
-    [
-        ({"datatype": "INT8"}, {}, "signature_mismatch"),
-        ({"shape": [2, 3, 8, 9]}, {}, "signature_mismatch"),
-        ({"shape": [3, 2, 8, 8]}, {}, "signature_mismatch"),
-        ({"name": "y"}, {}, "signature_mismatch"),
-        ({}, {"outputs": [{"name": "y"}]}, "signature_mismatch"),
-        ({}, {"parameters": {"binary_data_output": True}}, "request_invalid"),
-        ({"colour": 1}, {}, "request_invalid"),
-    ],
-)
-def test_the_protocol_says_what_does_not_fit(
-    serving: Api, tensor: dict[str, Any], more: dict[str, Any], code: str
-) -> None:
-    answer = infer(serving, tensor, **more)
-    assert (answer.status_code, answer.json()["code"]) == (422, code)
-    assert isinstance(answer.json()["error"], str)
-
-
-def test_the_protocol_describes_server_and_models(serving: Api) -> None:
-    get = serving.client.get
-    assert get("/v2").json()["name"] == "octet"
-    assert get("/v2/health/live").json() == {"live": True}
-    assert get("/v2/health/ready").json() == {"ready": True}
-    for path in ("net", "net@float32", "net/versions/1"):
-        metadata = get(f"/v2/models/{path}").json()
-        assert metadata["versions"] == ["1"]
-        assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
-        assert get(f"/v2/models/{path}/ready").json() == {"name": "net", "ready": True}
-    assert get("/v2/models/net/versions/2").status_code == 404
-    assert get("/v2/models/net/versions/one").status_code == 422
-    assert get("/v2/models/nothing/ready").status_code == 404
-    assert infer(serving, {}, model="net/versions/1").status_code == 200
+    assert all(held.model != "net" for held in serving.do(lambda services: services.pool.held()))
 
 
 def test_a_service_without_redis_is_ready_and_says_so(serving: Api) -> None:

@@ -21,8 +21,9 @@ from app.domain.errors import DatasetUnfit, PrecisionUnavailable, ToolchainFaile
 from app.domain.recipes import Cast, PtqStatic, Single
 from app.domain.reports import Layer
 from app.domain.runners import Load
+from app.domain.serving import Knobs, Servable
 from app.domain.tensors import DType, Signature, TensorSpec
-from app.domain.variants import Execution
+from app.domain.variants import Artifact, Execution
 from tests import graphs
 from workers.measure.engine import Session
 from workers.measure.environment import environment
@@ -31,7 +32,7 @@ from workers.measure.kernels import summed
 from workers.measure.score import score
 from workers.measure.timing import measure
 from workers.openvino_engine import OpenVinoSession
-from workers.runners.service import open_session
+from workers.runners.sessions import open_sessions
 from workers.stages import Form, RowSource, ScoreResult, ScoreSpec, TimeResult, TimeSpec, TransformSpec, WeighSpec
 from workers.toolchains import transform
 
@@ -278,15 +279,29 @@ def test_a_form_that_this_cpu_cannot_run_is_left_out_if_it_is_optional(
 
 
 def test_what_is_measured_is_what_is_served(scratch: Path) -> None:
-    load = Load(
-        path=str(scratch / FLOAT32.artifact),
-        sha256=hashlib.sha256((scratch / FLOAT32.artifact).read_bytes()).hexdigest(),
+    path = scratch / FLOAT32.artifact
+    data = path.read_bytes()
+    variant = Servable(
+        model="model",
+        version=1,
+        name=FLOAT32.name,
+        artifact=Artifact(file=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
         execution=FLOAT32.execution,
         signature=signature(),
+        preprocessing=None,
+        max_batch_size=None,
+    )
+    load = Load(
+        variant=variant,
+        instance=0,
+        path=str(path),
+        knobs=Knobs(mode="latency"),
         threads=0,
+        max_batch_size=1,
+        tuning=None,
         max_answer_bytes=2**20,
     )
-    served = open_session(load)
+    served = open_sessions(load)[0].get(1)
     measured = Session.open(FLOAT32, signature(), scratch=scratch, core=openvino.Core())
     assert isinstance(served, OpenVinoSession)
     for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT"):

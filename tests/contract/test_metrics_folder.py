@@ -9,9 +9,14 @@ from pathlib import Path
 from tests.running import clean_environment
 
 _HOLDS_TWO_VARIANTS = """
+import time
 from app.telemetry.instruments import Instruments
 instruments = Instruments(version="1")
 instruments.variants_loaded.set(2)
+meters = instruments.meters(("net", "1", "int8"))
+with meters.prediction(began=time.perf_counter()) as observed:
+    observed.answered(queue_seconds=0.001, compute_seconds=0.002, rows=1)
+meters.prediction(began=time.perf_counter()).__enter__()
 instruments.runner_restarts.labels("net", "1", "int8").inc()
 print("set", flush=True)
 input()
@@ -54,6 +59,21 @@ def test_what_a_killed_process_held_is_no_longer_counted_and_what_it_did_is(tmp_
         after = shown(tmp_path)
     assert "octet_variants_loaded 2.0" in after
     assert 'octet_runner_restarts_total{model="net",variant="int8",version="1"} 2.0' in after
+
+
+def test_histograms_add_up_over_processes_and_outlive_a_killed_one_and_what_was_in_flight_does_not(
+    tmp_path: Path,
+) -> None:
+    labels = '{model="net",variant="int8",version="1"}'
+    with ExitStack() as stack:
+        killed, _other = (stack.enter_context(gateway_like(tmp_path)) for _ in range(2))
+        assert f"octet_variant_requests_in_flight{labels} 2.0" in shown(tmp_path)
+        killed.kill()
+        killed.wait()
+        after = shown(tmp_path)
+    assert f"octet_variant_requests_in_flight{labels} 1.0" in after
+    assert f"octet_compute_duration_seconds_count{labels} 2.0" in after
+    assert 'octet_compute_duration_seconds_bucket{le="0.0025",model="net",variant="int8",version="1"} 2.0' in after
 
 
 def test_a_gateway_begins_with_an_empty_folder_and_leaves_other_files_be(tmp_path: Path) -> None:

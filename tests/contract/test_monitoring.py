@@ -4,11 +4,14 @@ import re
 import subprocess
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from app.telemetry.instruments import Instruments
+from app.telemetry.meters import Outcome, Reason
+from app.telemetry.readings import Readings, ReadingsCollector
 from tests.contract.dashboard import PanelQuery, panel_queries, panels
 from tests.needs import installed
 
@@ -37,8 +40,25 @@ def queries() -> list[PanelQuery]:
     return panel_queries(DASHBOARD, model=".*", interval="1m")
 
 
+def documented() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return what docs/metrics.md says of every metric: its kind and its labels."""
+    row = re.compile(r"^\| `(octet_\w+)` \| (\w+) \| (?:`([\w, ]+)`|-) \| [^|]+ \| [^|]+ \|$", re.MULTILINE)
+    found = row.findall((ROOT / "docs" / "metrics.md").read_text())
+    return {name: (kind, tuple(labels.split(", ")) if labels else ()) for name, kind, labels in found}
+
+
 def documented_metrics() -> set[str]:
-    return set(re.findall(r"^\| `(octet_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    return set(documented())
+
+
+def exposed() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the same of every instrument and every reading."""
+    counted = {
+        one.name + ("_total" if one.kind == "counter" else ""): (str(one.kind), one.labels)
+        for one in Instruments(version="1").descriptions
+    }
+    read = {family.name: (family.type, tuple(family._labelnames)) for family in ReadingsCollector(Readings()).collect()}
+    return counted | read
 
 
 def metrics_of(expr: str) -> set[str]:
@@ -73,6 +93,16 @@ def test_an_alert_uses_documented_metrics_only(alert: dict[str, Any]) -> None:
 def test_a_panel_uses_documented_metrics_only(query: PanelQuery) -> None:
     assert metrics_of(query.expr)
     assert metrics_of(query.expr) <= documented_metrics()
+
+
+def test_every_metric_is_documented_with_its_kind_and_labels_and_what_to_do() -> None:
+    assert documented() == exposed()
+
+
+def test_every_reason_and_outcome_is_documented() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)) - documented_metrics() == set(get_args(Reason))
+    assert all(f"`{outcome}`" in text for outcome in get_args(Outcome))
 
 
 def test_the_dashboard_shows_every_documented_metric() -> None:
@@ -117,6 +147,23 @@ def test_no_panel_covers_another_or_leaves_the_grid() -> None:
         assert at["x"] + at["w"] <= 24
         cells.append({(at["x"] + right, at["y"] + down) for right in range(at["w"]) for down in range(at["h"])})
     assert not any(one & other for one, other in combinations(cells, 2))
+
+
+def test_every_row_of_panels_is_full_and_none_is_taller_than_its_neighbours() -> None:
+    lines: dict[int, list[dict[str, int]]] = {}
+    for panel in panels(DASHBOARD):
+        lines.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"])
+    assert all(sum(at["w"] for at in line) == 24 for line in lines.values())
+    assert all(len({at["h"] for at in line}) == 1 for line in lines.values())
+
+
+def test_a_panel_of_seconds_bytes_or_rows_says_so() -> None:
+    units = {panel["title"]: panel["fieldConfig"]["defaults"]["unit"] for panel in panels(DASHBOARD)}
+    for query in queries():
+        if query.expr.startswith("histogram_quantile") and "_seconds_" in query.expr:
+            assert units[query.title] == "s", query.title
+        if "_bytes{" in query.expr and "/" not in query.expr:
+            assert units[query.title] == "bytes", query.title
 
 
 def test_the_dashboard_begins_with_the_provisioned_data_source() -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from app.domain.errors import ImageInvalid, SignatureMismatch
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.tensors import DType, TensorSpec
-from workers.data.preprocessing import MOST_PIXELS, preprocess, preprocess_for
+from app.domain.tensors import DType, Signature, TensorSpec
+from workers.data.preprocessing import MOST_PIXELS, pixels_for, preprocess, preprocess_for
+from workers.pixels import PixelInput
 
 Pixels = npt.NDArray[np.uint8]
 PLAIN = ImagePreprocessing(scale=1.0, layout="hwc")
@@ -197,3 +198,76 @@ def test_an_image_for_an_input_of_another_shape_is_refused() -> None:
 def test_a_graph_that_is_fixed_to_one_row_takes_images_too() -> None:
     spec = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(1, 5, 9, 3), batch_axis=None)
     assert preprocess_for(spec, encode(colours(12, 20)), PLAIN).shape == (1, 5, 9, 3)
+
+
+def written_out(pixels: Pixels, declared: ImagePreprocessing) -> npt.NDArray[np.float32]:
+    """Do all channels at once, as published variants' reports were measured."""
+    rows = pixels[:, :, ::-1] if declared.colour == "bgr" else pixels
+    scaled = rows.astype(np.float32) * np.float32(declared.scale)
+    scaled -= np.asarray(declared.mean, np.float32)
+    scaled /= np.asarray(declared.std, np.float32)
+    return scaled if declared.layout == "hwc" else scaled.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr"])
+def test_rows_stay_bit_for_bit(layout: Literal["chw", "hwc"], colour: Literal["rgb", "bgr"]) -> None:
+    pixels = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    declared = ImagePreprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout=layout, colour=colour)
+    row = preprocess(encode(pixels), declared, size=None)
+    np.testing.assert_array_equal(
+        row.view(np.int32), np.ascontiguousarray(written_out(pixels, declared)).view(np.int32)
+    )
+
+
+def image_spec(*shape: int | None, dtype: DType = DType.FLOAT32, axis: int | None = 0) -> TensorSpec:
+    return TensorSpec(name="x", dtype=dtype, shape=shape, batch_axis=axis)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        image_spec(None, 3, 4, 6),
+        image_spec(None, 3, None, None),
+        image_spec(1, 3, 4, 6, axis=None),
+        image_spec(3, 4, 6, axis=None),
+        image_spec(3, None, 4, 6, axis=1),
+        image_spec(None, 3, 4, 6, dtype=DType.UINT8),
+        image_spec(None, 3, 4, 6, dtype=DType.BFLOAT16),
+    ],
+    ids=lambda spec: spec.describe(),
+)
+def test_pixels_are_what_becomes_the_row(spec: TensorSpec) -> None:
+    image, declared = encode(colours(4, 6)), ImagePreprocessing(colour="bgr", mean=(0.5, 0.4, 0.3))
+    pixels = pixels_for(spec, image, declared)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (1, 4, 6, 3)
+    row = PixelInput.of(Signature(inputs=(spec,), outputs=(spec,)), declared).array(pixels)
+    np.testing.assert_array_equal(row, preprocess_for(spec, image, declared))
+
+
+def test_pixels_are_red_green_and_blue_even_for_a_model_that_takes_blue_first() -> None:
+    pixels = colours(4, 6)
+    found = pixels_for(image_spec(None, 3, 4, 6), encode(pixels), ImagePreprocessing(colour="bgr"))
+    np.testing.assert_array_equal(found[0], pixels)
+
+
+def test_pixels_are_resized_and_cropped() -> None:
+    declared, image = ImagePreprocessing(resize=6, crop=4, layout="hwc"), encode(colours(12, 20))
+    wanted = preprocess(image, ImagePreprocessing(resize=6, crop=4, scale=1.0, layout="hwc"), size=None)
+    np.testing.assert_array_equal(pixels_for(image_spec(None, 4, 4, 3), image, declared)[0], wanted)
+
+
+def test_grey_pixels_have_one_channel() -> None:
+    pixels = colours(4, 5, channels=1)
+    np.testing.assert_array_equal(pixels_for(image_spec(None, 4, 5, 1), encode(pixels), GREY)[0], pixels)
+
+
+@pytest.mark.parametrize("layout", ["chw", "hwc"])
+def test_pixels_of_another_shape_than_the_inputs_are_refused_as_rows_are(layout: Literal["chw", "hwc"]) -> None:
+    spec, declared = image_spec(None, 3, 4, 3), ImagePreprocessing(crop=5, resize=5, layout=layout)
+    with pytest.raises(SignatureMismatch) as rows:
+        preprocess_for(spec, encode(colours(9, 9)), declared)
+    with pytest.raises(SignatureMismatch) as pixels:
+        pixels_for(spec, encode(colours(9, 9)), declared)
+    assert str(pixels.value) == str(rows.value)

@@ -82,7 +82,7 @@ async def test_a_graph_cannot_read_a_file_beside_its_own(
 async def test_a_runner_works_in_no_folder(tmp_path: Path) -> None:
     async with serving(tmp_path) as pool:
         await pool.load(variant_of(conv_classifier(), tmp_path))
-        folder = Path(f"/proc/{pid_of(pool)}/cwd").readlink()  # noqa: ASYNC240
+        folder = Path(f"/proc/{await pid_of(pool)}/cwd").readlink()  # noqa: ASYNC240
     assert folder.name.endswith("(deleted)")
 
 
@@ -90,7 +90,7 @@ async def test_a_runner_works_in_no_folder(tmp_path: Path) -> None:
 async def test_every_thread_of_a_runner_is_confined(tmp_path: Path) -> None:
     async with serving(tmp_path, limits=PoolLimits(threads=2)) as pool:
         await pool.infer(variant_of(conv_classifier(), tmp_path), {INPUT: rows(2)})
-        threads = list(map(_facts, Path(f"/proc/{pid_of(pool)}/task").glob("*/status")))  # noqa: ASYNC240
+        threads = list(map(_facts, Path(f"/proc/{await pid_of(pool)}/task").glob("*/status")))  # noqa: ASYNC240
     assert len(threads) > 1
     assert {(facts["Seccomp"], facts["NoNewPrivs"], int(facts["CapEff"], 16)) for facts in threads} == {("2", "1", 0)}
 

@@ -150,6 +150,29 @@ def test_a_promoted_variant_answers_when_none_is_named(terminal: Terminal, octet
     assert octet.predict("cli-model", graphs.rows(1)).variant == "int8"
 
 
+@pytest.mark.usefixtures("report")
+def test_variants_share_the_requests_as_they_are_told(terminal: Terminal, octet: Octet) -> None:
+    made = terminal.json("models", "split", "cli-model:1", "float32=1", "int8=3", "--by", "ann", "--note", "a canary")
+    assert (made["weights"], made["variant"]) == ({"float32": 1, "int8": 3}, None)
+    shown = terminal.run("models", "routing", "cli-model", COLUMNS="200").stdout
+    assert all(words in shown for words in ("cli-model:1@float32 25 %, @int8 75 %", "ann", "a canary"))
+    names = [{octet.predict("cli-model", graphs.rows(1), affinity=key).variant for _ in range(3)} for key in "abc"]
+    assert [len(answered) for answered in names] == [1, 1, 1]
+
+
+def test_a_model_is_uploaded_with_labels_and_names_its_highest_classes(terminal: Terminal, octet: Octet) -> None:
+    (terminal.folder / "labels.txt").write_text("cat\ndog\neel\nfox\n")
+    made = terminal.json("models", "upload", "cli-model.onnx", "--name", "cli-labelled", "--labels", "labels.txt")
+    assert made["labels"] == ["cat", "dog", "eel", "fox"]
+    np.save(terminal.folder / "row.npy", graphs.rows(1))
+    answer = terminal.json("predict", "cli-labelled", "row.npy", "--top-k", "1")
+    best = int(np.argmax(answer["outputs"][graphs.OUTPUT][0]))
+    assert [(found["index"], found["label"]) for found in answer["top"][0]] == [(best, made["labels"][best])]
+    top = octet.predict("cli-labelled", {graphs.INPUT: graphs.rows(1)}, top_k=9).top
+    assert top is not None
+    assert {found.label for found in top[0]} == set(made["labels"])
+
+
 def test_from_file_to_file_in_one_command(terminal: Terminal, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     made = terminal.json(

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from app.client import Octet
+from app.domain.errors import InvalidInput
 from tests.contract.dashboard import panel_queries
 from tests.e2e.conftest import Prepared, prepare
 from tests.needs import installed
@@ -51,13 +52,51 @@ def test_two_gateway_processes_count_every_request_once(own: Service, client: Oc
     assert counted(client, scraped.name) - before == 40
 
 
+def test_a_killed_gateway_stays_counted(own: Service, client: Octet, scraped: Prepared) -> None:
+    before = counted(client, scraped.name)
+    for _ in range(20):
+        with Octet(own.url) as fresh:
+            fresh.predict(f"{scraped.name}@float32", scraped.x[:1])
+    victim = own.children("spawn_main")[0]
+    victim.kill()
+    wait_until(lambda: not victim.is_running(), what="the gateway is gone")
+    wait_until(client.ready, what="the other one, or the next, answers")
+    assert counted(client, scraped.name) - before == 20
+    assert summed(client, "octet_variant_requests_in_flight", scraped.name) == 0
+
+
+def test_what_a_user_did_wrong_is_counted_as_that(client: Octet, scraped: Prepared) -> None:
+    before = summed(client, "octet_requests_rejected_total", scraped.name, reason="invalid")
+    with pytest.raises(InvalidInput):
+        client.predict(f"{scraped.name}@float32", scraped.x[:1, :, :2])
+    assert summed(client, "octet_requests_rejected_total", scraped.name, reason="invalid") - before == 1
+
+
+def test_what_runners_count_comes_to_the_metrics(client: Octet, scraped: Prepared) -> None:
+    client.predict(f"{scraped.name}@int8", scraped.x[:3])
+    for name in ("octet_runner_rows_total", "octet_batch_size_count", "octet_runner_load_duration_seconds_count"):
+        wait_until(partial(summed, client, name, scraped.name, variant="int8"), what=name)
+
+
+def test_an_unloaded_variant_holds_nothing(own: Service, client: Octet, scraped: Prepared) -> None:
+    client.predict(f"{scraped.name}@int8", scraped.x[:1])
+    ready = partial(summed, client, "octet_runners_ready", scraped.name, variant="int8")
+    wait_until(ready, what="its runner is seen")
+    path = f"{own.url}/v2/repository/models/{scraped.name}@int8/unload"
+    httpx.post(path, json={}, trust_env=False, timeout=60).raise_for_status()
+    memory = partial(summed, client, "octet_runner_memory_bytes", scraped.name, variant="int8")
+    wait_until(lambda: (ready(), memory()) == (0, 0), what="it holds nothing")
+
+
 def counted(client: Octet, model: str) -> float:
-    lines = [
-        line
-        for line in client.metrics().splitlines()
-        if line.startswith("octet_request_duration_seconds_count") and f'model="{model}"' in line and "float32" in line
-    ]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    return summed(client, "octet_request_duration_seconds_count", model, variant="float32")
+
+
+def summed(client: Octet, metric: str, model: str, **labels: str) -> float:
+    """Return the sum of a metric's series of one model, with these labels."""
+    wanted = [f'{name}="{value}"' for name, value in {"model": model, **labels}.items()]
+    lines = [line for line in client.metrics().splitlines() if line.startswith(f"{metric}{{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(each in line for each in wanted))
 
 
 @contextmanager

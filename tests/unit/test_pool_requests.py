@@ -7,7 +7,7 @@ from app.domain.errors import BatchTooLarge, OctetError, RequestInvalid, Signatu
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.serving.requests import Request, check
-from app.serving.terms import Arrays, EncodedImage
+from app.serving.terms import Arrays, EncodedImage, EncodedImages, Inputs, Pixels
 
 X = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 3))
 IDS = TensorSpec(name="ids", dtype=DType.INT64, shape=(2, None), batch_axis=1)
@@ -15,9 +15,7 @@ Y = TensorSpec(name="y", dtype=DType.FLOAT32, shape=(None, 2))
 IMAGE = EncodedImage(data=b"...")
 
 
-def checked(
-    inputs: Arrays | EncodedImage, *specs: TensorSpec, preprocessing: ImagePreprocessing | None = None
-) -> Request:
+def checked(inputs: Inputs, *specs: TensorSpec, preprocessing: ImagePreprocessing | None = None) -> Request:
     return check(Signature(inputs=specs, outputs=(Y,)), inputs, preprocessing=preprocessing, max_batch_size=8)
 
 
@@ -83,3 +81,54 @@ def test_an_image_needs_a_preprocessing() -> None:
 def test_an_image_needs_a_model_with_one_input() -> None:
     with pytest.raises(SignatureMismatch, match="one input"):
         checked(IMAGE, X, IDS, preprocessing=ImagePreprocessing())
+
+
+def test_every_encoded_image_is_a_row_and_none_is_copied() -> None:
+    images = (b"one", memoryview(b"three"))
+    request = checked(EncodedImages(images=images), X, preprocessing=ImagePreprocessing())
+    assert (request.form, request.rows) == ("images", 2)
+    assert [array.tobytes() for array in request.arrays.values()] == [b"one", b"three"]
+    assert not any(array.flags.owndata for array in request.arrays.values())
+
+
+def test_no_image_is_no_request() -> None:
+    with pytest.raises(SignatureMismatch, match="zero rows"):
+        checked(EncodedImages(images=()), X, preprocessing=ImagePreprocessing())
+
+
+PICTURE = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 3, 4, 5))
+
+
+def pixels(*shape: int, dtype: str = "uint8") -> Pixels:
+    return Pixels(data=np.zeros(shape, dtype))
+
+
+def test_pixels_of_the_models_size_are_rows() -> None:
+    request = checked(pixels(2, 4, 5, 3), PICTURE, preprocessing=ImagePreprocessing())
+    assert (request.form, request.rows, request.dtypes) == ("pixels", 2, {"x": DType.UINT8})
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (pixels(1, 5, 4, 3), SignatureMismatch, "5 x 4 do not fit"),
+        (pixels(1, 4, 5, 1), SignatureMismatch, r"must be uint8\[n, height, width, 3\]"),
+        (pixels(4, 5, 3), SignatureMismatch, "must be uint8"),
+        (pixels(1, 4, 5, 3, dtype="float32"), SignatureMismatch, "float32"),
+        (pixels(0, 4, 5, 3), SignatureMismatch, "zero rows"),
+        (pixels(9, 4, 5, 3), BatchTooLarge, "limit of 8"),
+    ],
+)
+def test_pixels_that_do_not_fit_are_refused_with_the_reason(data: Pixels, error: type[OctetError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        checked(data, PICTURE, preprocessing=ImagePreprocessing())
+
+
+def test_pixels_need_a_preprocessing() -> None:
+    with pytest.raises(RequestInvalid, match="preprocessing"):
+        checked(pixels(1, 4, 5, 3), PICTURE)
+
+
+def test_a_model_of_grey_images_takes_one_channel() -> None:
+    grey = ImagePreprocessing(colour="grey", mean=(0.0,), std=(1.0,))
+    assert checked(pixels(1, 4, 5, 1), PICTURE, preprocessing=grey).rows == 1

@@ -4,18 +4,17 @@ import io
 import struct
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.domain.errors import ImageInvalid
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.tensors import DType, TensorSpec
+from app.domain.tensors import TensorSpec
 from workers.data.jpeg import check_scans
+from workers.pixels import Pixels, cast, image_axes, normalized, rows_axis
 
 MOST_PIXELS = 32_000_000
-IMAGE_AXES = 3
 FORMATS = ("JPEG", "PNG")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -36,8 +35,9 @@ def preprocess(
     Raises:
         ImageInvalid: it cannot be decoded, has over 32 million pixels or too many scans, or is smaller than the crop.
     """
-    pixels = np.asarray(_crop(_resize(_decode(image, preprocessing.colour), preprocessing, size), preprocessing))
-    return _normalize(pixels, preprocessing)
+    order = (0, 3, 1, 2) if preprocessing.layout == "chw" else (0, 1, 2, 3)
+    row: npt.NDArray[np.float32] = normalized(_pixels(image, preprocessing, size=size), preprocessing, order=order)[0]
+    return row
 
 
 def preprocess_for(spec: TensorSpec, image: bytes, preprocessing: ImagePreprocessing) -> npt.NDArray[Any]:
@@ -50,10 +50,26 @@ def preprocess_for(spec: TensorSpec, image: bytes, preprocessing: ImagePreproces
         SignatureMismatch: the row has another shape than the input's.
     """
     row = preprocess(image, preprocessing, size=input_size(spec, preprocessing))
-    axis = _rows_axis(spec)
+    axis = rows_axis(spec)
     array = row if axis is None else np.expand_dims(row, axis)
     spec.check(spec.dtype, array.shape)
-    return _cast(array, spec.dtype)
+    return cast(array, spec.dtype)
+
+
+def pixels_for(spec: TensorSpec, image: bytes, preprocessing: ImagePreprocessing) -> Pixels:
+    """Turn one image into uint8[1, height, width, channels]: what `preprocess_for` has before any arithmetic.
+
+    The channels are red, green and blue, whatever order the model takes, or one of grey.
+
+    Raises:
+        ImageInvalid: as `preprocess`.
+        SignatureMismatch: the row would have another shape than the input's.
+    """
+    pixels = _pixels(image, preprocessing, size=input_size(spec, preprocessing))
+    row = pixels.shape[1:] if preprocessing.layout == "hwc" else (pixels.shape[3], *pixels.shape[1:3])
+    axis = rows_axis(spec)
+    spec.check(spec.dtype, row if axis is None else (*row[:axis], 1, *row[axis:]))
+    return pixels
 
 
 def input_size(spec: TensorSpec, preprocessing: ImagePreprocessing) -> tuple[int, int] | None:
@@ -64,18 +80,13 @@ def input_size(spec: TensorSpec, preprocessing: ImagePreprocessing) -> tuple[int
 
 def sides(spec: TensorSpec, preprocessing: ImagePreprocessing) -> tuple[int | None, int | None]:
     """Return height and width of an image input, each None if it is free or the input is no image."""
-    axis = _rows_axis(spec)
-    shape = [size for number, size in enumerate(spec.shape) if number != axis]
-    if len(shape) != IMAGE_AXES:
-        return None, None
-    height, width = shape[1:] if preprocessing.layout == "chw" else shape[:2]
-    return height, width
+    axes = image_axes(spec, preprocessing)
+    return (None, None) if axes is None else axes[:2]
 
 
-def _rows_axis(spec: TensorSpec) -> int | None:
-    """Return the axis that counts images: the batch axis, or the first of a graph that is fixed to one row."""
-    fixed = spec.batch_axis is None and len(spec.shape) > IMAGE_AXES and spec.shape[0] == 1
-    return 0 if fixed else spec.batch_axis
+def _pixels(image: bytes, preprocessing: ImagePreprocessing, *, size: tuple[int, int] | None) -> Pixels:
+    pixels = np.asarray(_crop(_resize(_decode(image, preprocessing.colour), preprocessing, size), preprocessing))
+    return pixels.reshape(1, *pixels.shape[:2], -1)
 
 
 def _decode(data: bytes, colour: str) -> Image.Image:
@@ -140,26 +151,3 @@ def _crop(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
         )
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
-
-
-def _normalize(pixels: npt.NDArray[np.uint8], preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
-    """Order the colours, scale, subtract mean, divide by std, order the axes; float32 throughout."""
-    rows = pixels.reshape(*pixels.shape[:2], -1)
-    if preprocessing.colour == "bgr":
-        rows = rows[:, :, ::-1]
-    scaled = rows.astype(np.float32) * np.float32(preprocessing.scale)
-    scaled -= np.asarray(preprocessing.mean, np.float32)
-    scaled /= np.asarray(preprocessing.std, np.float32)
-    return np.ascontiguousarray(scaled if preprocessing.layout == "hwc" else scaled.transpose(2, 0, 1))
-
-
-def _cast(array: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
-    if dtype is DType.FLOAT32:
-        return array
-    if dtype is DType.BFLOAT16:
-        return array.astype(ml_dtypes.bfloat16).view(np.uint16)
-    target = np.dtype(str(dtype))
-    if target.kind in "iu":
-        limits = np.iinfo(target)
-        return np.rint(array).clip(limits.min, limits.max).astype(target)
-    return array.astype(target)

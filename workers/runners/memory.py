@@ -1,12 +1,19 @@
 """How much memory this process takes, as the kernel counts it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from app.domain.runners import MemoryUse
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """The proportional set size, and the resident set's high-water mark."""
+
+    pss_bytes: int
+    peak_bytes: int
 
 
 def memory_use() -> MemoryUse:
-    """Read the proportional set size and the high-water mark of the resident set."""
+    """Read both of this process."""
     return MemoryUse(
         pss_bytes=_kilobytes(Path("/proc/self/smaps_rollup"), "Pss:") * 1024,
         peak_bytes=_kilobytes(Path("/proc/self/status"), "VmHWM:") * 1024,

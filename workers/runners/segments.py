@@ -1,16 +1,19 @@
-"""A runner's side of the shared segments: map what the gateway sends, find tensors in it, place answers."""
+"""A runner's side of the shared memory: map what gateways send, find tensors in it, place answers, show the board."""
 
 import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.domain.runners import Part, aligned
+from app.domain.runners import BOARD_BYTES, Part, aligned
 from app.domain.tensors import DType, TensorSpec
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def map_segment(descriptor: int, size_bytes: int) -> mmap.mmap:
@@ -22,11 +25,28 @@ def map_segment(descriptor: int, size_bytes: int) -> mmap.mmap:
 
 
 def new_segment(size_bytes: int) -> int:
-    """Make an anonymous segment whose size is sealed, for outputs that fit nowhere else; return its descriptor."""
+    """Make anonymous memory whose size is sealed; return its descriptor."""
     descriptor = os.memfd_create("octet-outputs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size_bytes)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     return descriptor
+
+
+class Board:
+    """The memory in which every gateway sees how many rows wait here and how many a second are answered."""
+
+    def __init__(self) -> None:
+        self.descriptor = new_segment(BOARD_BYTES)
+        self._map = map_segment(os.dup(self.descriptor), BOARD_BYTES)
+
+    def show(self, *, rows: int, rows_per_second: float) -> None:
+        """Write both numbers."""
+        struct.pack_into("<qd", self._map, 0, rows, rows_per_second)
+
+
+def mark_begun(segment: mmap.mmap) -> None:
+    """Note in the segment that its request is computed now: if this process dies, the request is a suspect."""
+    segment[0] = 1
 
 
 def storage(dtype: DType) -> np.dtype[Any]:

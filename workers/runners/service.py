@@ -1,185 +1,386 @@
-"""The runner's two threads: one receives, one computes in order of arrival. Batching will go at the queue between."""
+"""A runner's heart: one thread receives from host and gateways, the others compute what the scheduler starts."""
 
-import hashlib
+import itertools
 import logging
 import mmap
 import os
 import queue
+import selectors
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from app.domain.errors import AnswerTooLarge, DeadlineExceeded, OctetError, RunnerCrashed, SignatureMismatch
-from app.domain.runners import Answer, Attach, Detach, Infer, Load, LoadFailed, MeasureMemory, Ready, Refusal, Stop
-from app.domain.tensors import TensorSpec
-from workers.data.preprocessing import preprocess_for
+from app.domain.errors import DeadlineExceeded, OctetError, RunnerCrashed
+from app.domain.runners import (
+    Attach,
+    Cancel,
+    Closing,
+    Connect,
+    Detach,
+    Drain,
+    Form,
+    Infer,
+    Inspect,
+    Load,
+    LoadFailed,
+    Part,
+    Ready,
+    Refusal,
+)
+from app.domain.serving import RunnerStatus, Tuning
+from workers.runners.computing import Arrays, Asked, Computed, Computer
 from workers.runners.connection import Connection
-from workers.runners.engines import ENGINES, Session
+from workers.runners.counters import Counters
 from workers.runners.memory import memory_use
-from workers.runners.segments import lay_out, map_segment, new_segment, storage, view, write
+from workers.runners.scheduler import Lane, Scheduler, Setting, Start, Task
+from workers.runners.segments import Board, map_segment, mark_begun
+from workers.runners.sessions import Sessions, open_sessions
 
 log = logging.getLogger(__name__)
 
 LONGEST_ERROR = 2000
+_MILLISECOND_NS = 1_000_000
 
 
-def serve(connection: Connection) -> None:
-    """Load what the first message names, then answer until the gateway says stop or is gone."""
-    first = connection.receive()
+def serve(host: Connection) -> None:
+    """Load what the first message names, then answer gateways until the host says drain or is gone."""
+    first = host.receive()
     if first is None or not isinstance(first[0], Load):
         return
-    load, started = first[0], time.monotonic()
+    load, began = first[0], time.monotonic()
     try:
-        session = open_session(load)
+        sessions, tuning = open_sessions(load)
     except (OSError, RuntimeError) as error:
-        connection.send(LoadFailed(message=str(error)[:LONGEST_ERROR]))
+        host.send(LoadFailed(message=str(error)[:LONGEST_ERROR]))
         return
-    seconds = time.monotonic() - started
-    connection.send(
-        Ready(engine_version=session.engine_version, float_precision=session.float_precision, load_seconds=seconds)
-    )
-    Service(connection, load=load, session=session).run()
-
-
-def open_session(load: Load) -> Session:
-    """Read the artifact once, check its SHA-256, give those very bytes to the engine, and run it once.
-
-    Raises:
-        RuntimeError: the bytes are not the artifact's, or the engine cannot hold them as `load.execution` says.
-        OSError: the file cannot be read.
-    """
-    artifact = Path(load.path).read_bytes()
-    digest = hashlib.sha256(artifact).hexdigest()
-    if digest != load.sha256:
-        raise RuntimeError(f"The artifact's bytes have SHA-256 {digest}, but its record says {load.sha256}.")
-    threads = load.threads or len(os.sched_getaffinity(0))
-    session = ENGINES[load.execution.engine](artifact, load.execution, load.signature, threads)
-    if session.float_precision != load.execution.float_precision:
-        raise RuntimeError(
-            f"The variant computes in {load.execution.float_precision}, "
-            f"but on this CPU the engine takes {session.float_precision}."
-        )
-    _warm_up(session, load.signature.inputs)
-    return session
-
-
-def _warm_up(session: Session, inputs: tuple[TensorSpec, ...]) -> None:
-    """Run once on zeros, unless a size besides the batch is free: no guess fits every such graph."""
-    if any(size is None for spec in inputs for size in spec.row_shape):
-        return
-    session.infer({spec.name: np.zeros([size or 1 for size in spec.shape], storage(spec.dtype)) for spec in inputs})
+    Service(host, load=load, sessions=sessions, tuning=tuning, load_seconds=time.monotonic() - began).run()
 
 
 def _exit_deaf(failure: threading.ExceptHookArgs) -> None:
-    """End the process: without the thread that receives, it would hold memory and hear nothing."""
-    log.critical("The runner cannot receive any more", exc_info=failure.exc_value)
+    """End the process: short of a thread it would hold memory and answer nothing."""
+    log.critical("A thread of the runner failed", exc_info=failure.exc_value)
     os._exit(1)
 
 
-class Service:
-    """Answers one gateway about one loaded variant."""
+@dataclass(slots=True)
+class Peer:
+    """One gateway, with the memory it shares."""
 
-    def __init__(self, connection: Connection, *, load: Load, session: Session) -> None:
-        self._connection = connection
-        self._signature = load.signature
-        self._max_answer_bytes = load.max_answer_bytes
-        self._session = session
-        self._segments: dict[int, mmap.mmap] = {}
-        self._requests: queue.SimpleQueue[Infer | None] = queue.SimpleQueue()
+    connection: Connection
+    segments: dict[int, mmap.mmap] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    peer: Peer
+    asked: Asked
+
+
+class Service:
+    """Holds one variant for one host and any number of gateways."""
+
+    def __init__(
+        self, host: Connection, *, load: Load, sessions: Sessions, tuning: Tuning, load_seconds: float
+    ) -> None:
+        self._host = host
+        self._load = load
+        self._sessions = sessions
+        self._tuning = tuning
+        self._load_seconds = load_seconds
+        self._axes = {spec.name: spec.batch_axis or 0 for spec in load.variant.signature.inputs}
+        self._lock = threading.Lock()
+        self._scheduler = Scheduler(_setting(load, tuning))
+        self._counters = Counters(rows_per_second=tuning.throughput.rows_per_second)
+        self._board = Board()
+        self._waiting: dict[int, _Waiting] = {}
+        self._serials = itertools.count()
+        self._peers: dict[int, Peer] = {}
+        self._selector = selectors.DefaultSelector()
+        self._bell = os.eventfd(0)
+        self._draining = False
+        lanes = max(1, tuning.throughput.streams)
+        self._work: list[queue.SimpleQueue[Start]] = [queue.SimpleQueue() for _ in range(lanes)]
 
     def run(self) -> None:
-        """Answer requests in order of arrival until `Stop`; return at once when the gateway is gone."""
+        """Serve until drained; return at once when the host is gone."""
         threading.excepthook = _exit_deaf
-        threading.Thread(target=self._receive, name="receive", daemon=True).start()
-        while (request := self._requests.get()) is not None:
-            self._answer(request)
+        for number in range(len(self._work)):
+            threading.Thread(target=self._compute, args=(number,), name=f"lane {number}", daemon=True).start()
+        session = self._sessions.get(self._tuning.latency.streams)
+        self._host.send(
+            Ready(
+                engine_version=session.engine_version,
+                float_precision=session.float_precision,
+                load_seconds=self._load_seconds,
+                tuning=self._tuning,
+            ),
+            descriptor=os.dup(self._board.descriptor),
+        )
+        self._selector.register(self._host.fileno(), selectors.EVENT_READ)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        while not (self._draining and not self._peers):
+            self._receive()
+        os._exit(0)  # nobody waits for anything: what the engine would tear down in order, the kernel does at once
 
     def _receive(self) -> None:
-        while (received := self._connection.receive()) is not None:
-            match received:
-                case Infer() as request, _:
-                    self._requests.put(request)
-                case Attach() as attach, int(descriptor):
-                    self._segments[attach.segment] = map_segment(descriptor, attach.size_bytes)
-                case Detach() as detach, _:
-                    del self._segments[detach.segment]
-                case MeasureMemory(), _:
-                    self._connection.send(memory_use())
-                case Stop(), _:
-                    self._requests.put(None)
-                case other:
-                    raise RuntimeError(f"The gateway sent {other} out of turn.")
-        os._exit(0)
+        for key, _ in self._selector.select(self._patience()):
+            if key.fd == self._host.fileno():
+                self._hear_host()
+            elif key.fd == self._bell:
+                os.eventfd_read(self._bell)
+            else:
+                self._hear_gateway(self._peers[key.fd])
+        if self._load.knobs.max_queue_delay_ms:
+            with self._lock:
+                starts, late = self._next(time.monotonic_ns())
+            self._refuse_late(late)
+            self._hand_out(starts)
 
-    def _answer(self, request: Infer) -> None:
-        """Answer or refuse one request; whatever it breaks, it breaks for itself alone."""
-        try:
-            self._compute(request)
-        except OctetError as error:
-            self._refuse(request, error)
-        except Exception as error:
-            log.exception("Request %d failed", request.id)
-            self._refuse(request, RunnerCrashed(f"The runner could not answer: {error}"))
+    def _patience(self) -> float | None:
+        with self._lock:
+            wakes_at = self._scheduler.wakes_at_ns()
+        return None if wakes_at is None else max(0.0, (wakes_at - time.monotonic_ns()) / 1e9)
 
-    def _refuse(self, request: Infer, error: OctetError) -> None:
-        self._connection.send(Refusal(id=request.id, code=error.code, message=error.message[:LONGEST_ERROR]))
+    def _hear_host(self) -> None:
+        match self._host.receive():
+            case None:
+                os._exit(0)
+            case Connect(), int(descriptor):
+                self._connect(descriptor)
+            case Inspect(), _:
+                self._host.send(self._status())
+            case Drain(), _:
+                self._draining = True
+                for peer in self._peers.values():
+                    peer.connection.send(Closing())
+            case other:
+                raise RuntimeError(f"The host sent {other} out of turn.")
 
-    def _compute(self, request: Infer) -> None:
-        started = time.monotonic_ns()
-        if started > request.deadline_ns:
-            raise DeadlineExceeded("The request waited for its runner until its deadline: send fewer at a time.")
-        segment = self._segments[request.segment]
-        inputs = self._inputs(request, segment)
-        begun = time.perf_counter()
-        outputs = self._session.infer(inputs)
-        seconds = time.perf_counter() - begun
-        self._send(request, segment, outputs, started_ns=started, compute_seconds=seconds)
+    def _connect(self, descriptor: int) -> None:
+        peer = Peer(Connection(descriptor))
+        self._peers[descriptor] = peer
+        self._selector.register(descriptor, selectors.EVENT_READ)
+        if self._draining:
+            peer.connection.send(Closing())
 
-    def _inputs(self, request: Infer, segment: mmap.mmap) -> dict[str, npt.NDArray[Any]]:
-        if request.image is None:
-            return {part.name: view(segment, part) for part in request.inputs}
-        if len(self._signature.inputs) != 1:
-            raise SignatureMismatch("An image fits a model with one input only: send arrays named as the inputs.")
-        spec = self._signature.inputs[0]
-        row = preprocess_for(spec, segment[: request.image.size_bytes], request.image.preprocessing)
-        return {spec.name: row}
+    def _hear_gateway(self, peer: Peer) -> None:
+        match peer.connection.receive():
+            case None:
+                self._forget(peer)
+            case Infer() as request, _:
+                self._enqueue(peer, request)
+            case Cancel() as cancel, _:
+                self._cancel(peer, cancel.id)
+            case Attach() as attach, int(descriptor):
+                peer.segments[attach.segment] = map_segment(descriptor, attach.size_bytes)
+            case Detach() as detach, _:
+                del peer.segments[detach.segment]
+            case other:
+                log.error("A gateway sent %s out of turn: disconnected", type(other).__name__)
+                self._forget(peer)
 
-    def _send(
-        self,
-        request: Infer,
-        segment: mmap.mmap,
-        outputs: dict[str, npt.NDArray[Any]],
-        *,
-        started_ns: int,
-        compute_seconds: float,
-    ) -> None:
-        """Write the outputs behind the inputs, or into a segment of their own if they do not fit, and say where."""
-        self._check_size(outputs)
-        overflow, overflow_bytes = None, 0
-        parts, end = lay_out(outputs, self._signature.outputs, start=request.outputs_at)
-        if end > len(segment):
-            parts, overflow_bytes = lay_out(outputs, self._signature.outputs, start=0)
-            overflow = new_segment(overflow_bytes)
-            segment = map_segment(os.dup(overflow), overflow_bytes)
-        write(segment, parts, outputs)
-        answer = Answer(
-            id=request.id,
-            outputs=parts,
-            overflow_bytes=overflow_bytes,
-            started_ns=started_ns,
-            compute_seconds=compute_seconds,
+    def _forget(self, peer: Peer) -> None:
+        """Drop what a gateway asked that is gone."""
+        descriptor = peer.connection.fileno()
+        self._selector.unregister(descriptor)
+        del self._peers[descriptor]
+        with self._lock:
+            for number in [number for number, waiting in self._waiting.items() if waiting.peer is peer]:
+                if self._scheduler.drop(number) is not None:
+                    del self._waiting[number]
+            self._show()
+        peer.connection.close()
+
+    def _enqueue(self, peer: Peer, request: Infer) -> None:
+        number, now = next(self._serials), time.monotonic_ns()
+        asked = Asked(request=request, segment=peer.segments[request.segment], arrived_ns=now)
+        task = Task(
+            key=number,
+            group=self._group(request, number),
             rows=request.rows,
+            priority=request.priority,
+            arrived_ns=now,
+            deadline_ns=request.deadline_ns,
+            alone=request.alone,
         )
-        self._connection.send(answer, descriptor=overflow)
+        with self._lock:
+            self._waiting[number] = _Waiting(peer, asked)
+            self._scheduler.add(task)
+            starts, late = self._next(now)
+        self._refuse_late(late)
+        self._hand_out(starts)
 
-    def _check_size(self, outputs: dict[str, npt.NDArray[Any]]) -> None:
-        size = sum(array.nbytes for array in outputs.values())
-        if size > self._max_answer_bytes:
-            raise AnswerTooLarge(
-                f"The answer has {size:,} bytes, over the limit of {self._max_answer_bytes:,}: "
-                "send fewer rows, or raise OCTET_MAX_ANSWER_BYTES."
+    def _group(self, request: Infer, number: int) -> tuple[object, ...]:
+        """Return what requests must share to be joined: the form, and every tensor's shape without its rows."""
+        if request.form == "images":
+            specs = self._load.variant.signature.inputs
+            free = any(size is None for spec in specs for size in spec.row_shape)
+            return (request.form, number) if free else (request.form,)
+        axes = self._axes if request.form == "tensors" else {}
+        return (request.form, *(_row_shape(part, axes.get(part.name, 0)) for part in request.inputs))
+
+    def _cancel(self, peer: Peer, request_id: int) -> None:
+        with self._lock:
+            asked = [
+                number
+                for number, one in self._waiting.items()
+                if one.peer is peer and one.asked.request.id == request_id and self._scheduler.drop(number)
+            ]
+            if not asked:
+                return
+            waiting = self._waiting.pop(asked[0])
+            self._counters.refused["cancelled"] += 1
+            self._show()
+        _refuse(waiting, DeadlineExceeded("The request was cancelled before it ran."))
+
+    def _next(self, now_ns: int) -> tuple[list[Start], list[_Waiting]]:
+        """Return what starts now and what is too late to start. The lock is held."""
+        late = [self._waiting.pop(task.key) for task in self._scheduler.expire(now_ns)]  # type: ignore[call-overload]
+        self._counters.refused["deadline"] += len(late)
+        starts = list(self._scheduler.start(now_ns))
+        self._show()
+        return starts, late
+
+    def _show(self) -> None:
+        self._board.show(rows=self._scheduler.waiting_rows, rows_per_second=self._counters.rows_per_second)
+
+    def _hand_out(self, starts: Iterable[Start]) -> None:
+        for start in starts:
+            self._work[start.lane.number].put(start)
+
+    def _refuse_late(self, late: Iterable[_Waiting]) -> None:
+        for waiting in late:
+            _refuse(waiting, DeadlineExceeded("The request waited until its deadline: send fewer at a time."))
+
+    def _compute(self, number: int) -> None:
+        """Compute what this lane is given, and go on with what the scheduler starts here next."""
+        computer, mine = Computer(self._load), self._work[number]
+        while True:
+            start: Start | None = mine.get()
+            while start is not None:
+                start = self._run(start, computer)
+
+    def _run(self, start: Start, computer: Computer) -> Start | None:
+        began = time.monotonic()
+        with self._lock:
+            waiting = [self._waiting.pop(task.key) for task in start.tasks]  # type: ignore[call-overload]
+        for one in waiting:
+            mark_begun(one.asked.segment)
+        self._answer(waiting, start.lane, computer)
+        rows = sum(one.asked.request.rows for one in waiting)
+        with self._lock:
+            self._scheduler.finish(start.lane)
+            lanes = self._tuning.throughput.streams if start.lane.mode == "throughput" else 1
+            self._counters.worked(rows, seconds=time.monotonic() - began, lanes=lanes)
+            starts, late = self._next(time.monotonic_ns())
+            waits_for_others = self._scheduler.wakes_at_ns() is not None
+        if waits_for_others:
+            os.eventfd_write(self._bell, 1)  # the receiving thread looks anew at how long it may sleep
+        self._refuse_late(late)
+        mine = next((one for one in starts if one.lane.number == start.lane.number), None)
+        self._hand_out(one for one in starts if one is not mine)
+        return mine
+
+    def _answer(self, waiting: Sequence[_Waiting], lane: Lane, computer: Computer) -> None:
+        """Answer a batch. If it fails, run each request by itself: what one breaks, it breaks for itself alone."""
+        try:
+            computed = computer.compute([one.asked for one in waiting], self._runs_in(lane))
+        except Exception as error:  # noqa: BLE001 - the runner's boundary: `_fail` tells and logs it
+            if len(waiting) == 1:
+                self._fail(waiting[0], error)
+            else:
+                for one in waiting:
+                    self._answer([one], lane, computer)
+            return
+        self._count(waiting, computed)
+        for one, (answer, descriptor) in zip(waiting, computed.answers, strict=True):
+            one.peer.connection.send(answer, descriptor=descriptor)
+
+    def _runs_in(self, lane: Lane) -> "_Runs":
+        chosen = self._tuning.latency if lane.mode == "latency" else self._tuning.throughput
+        streams = chosen.streams
+        return _Runs(self._sessions, streams=streams, lane=lane.number)
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        if not isinstance(error, OctetError):
+            log.error("Request %d failed", waiting.asked.request.id, exc_info=error)
+            error = RunnerCrashed(f"The runner could not answer: {error}")
+        with self._lock:
+            self._counters.refused["failed"] += 1
+        _refuse(waiting, error)
+
+    def _count(self, waiting: Sequence[_Waiting], computed: Computed) -> None:
+        with self._lock:
+            self._counters.ran(
+                [one.asked.request.rows for one in waiting],
+                queue_ns=computed.queue_ns,
+                input_ns=computed.input_ns,
+                compute_ns=computed.compute_ns,
+                output_ns=computed.output_ns,
             )
+
+    def _status(self) -> RunnerStatus:
+        variant, memory = self._load.variant, memory_use()
+        with self._lock:
+            counted = self._counters
+            return RunnerStatus(
+                model=variant.model,
+                version=variant.version,
+                variant=variant.name,
+                instance=self._load.instance,
+                pid=os.getpid(),
+                engine=self._tuning.engine,
+                load_seconds=self._load_seconds,
+                pss_bytes=memory.pss_bytes,
+                peak_bytes=memory.peak_bytes,
+                in_flight=len(self._scheduler),
+                queued_rows=self._scheduler.waiting_rows,
+                last_inference_ns=counted.last_inference_ns,
+                rows=counted.rows,
+                queue=counted.queue.seen(),
+                input=counted.input.seen(),
+                compute=counted.compute.seen(),
+                output=counted.output.seen(),
+                batches=counted.batch_statistics(),
+                refused=dict(counted.refused),
+                mode=self._scheduler.last_mode,
+                tuning=self._tuning,
+                knobs=self._load.knobs,
+            )
+
+
+class _Runs:
+    """The engine, in one lane."""
+
+    def __init__(self, sessions: Sessions, *, streams: int, lane: int) -> None:
+        self._sessions = sessions
+        self._streams = streams
+        self._lane = lane
+
+    def __call__(self, form: Form, inputs: Arrays) -> Arrays:
+        session = self._sessions.get(self._streams, pixels=form == "pixels")
+        return session.infer(inputs, lane=self._lane)
+
+
+def _setting(load: Load, tuning: Tuning) -> Setting:
+    """Return what the scheduler keeps to: rows are joined where that was measured to pay, or the user says so."""
+    mode = load.knobs.mode
+    if mode == "auto" and tuning.latency.streams == tuning.throughput.streams > 1:
+        mode = "throughput"  # one session serves both: there is nothing to switch
+    return Setting(
+        mode=mode,
+        lanes=tuning.throughput.streams,
+        latency_rows=1,
+        throughput_rows=min(load.knobs.max_batch_size or tuning.throughput.batch, load.max_batch_size),
+        max_queue_delay_ns=int(load.knobs.max_queue_delay_ms * _MILLISECOND_NS),
+    )
+
+
+def _row_shape(part: Part, axis: int) -> tuple[object, ...]:
+    return part.name, part.shape[:axis], part.shape[axis + 1 :]
+
+
+def _refuse(waiting: _Waiting, error: OctetError) -> None:
+    refusal = Refusal(id=waiting.asked.request.id, code=error.code, message=error.message[:LONGEST_ERROR])
+    waiting.peer.connection.send(refusal)

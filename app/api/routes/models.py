@@ -1,6 +1,7 @@
 """Models: upload, look up, and which variant answers for one."""
 
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -8,7 +9,8 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from app.api import examples
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, form_body
-from app.api.references import plain_reference
+from app.api.labels import LABELS, parse_labels
+from app.api.references import bare_name, plain_reference
 from app.api.schemas.catalogue import ModelList, ModelUploadQuery, ModelVersion, RouteRequest, RoutingState
 from app.api.schemas.recipes import parse_preprocessing
 from app.api.strictness import StrictRoute
@@ -26,6 +28,7 @@ _FORM = form_body(
     text={
         "name": "The model's name; else the file's.",
         "preprocessing": "How an image becomes its input, as JSON.",
+        "labels": "What its classes are called: a JSON list, or a file with a name on each line.",
     },
     files={"file": "A `.pt2`, an `.onnx`, or a `.zip` of an `.onnx` with its external data."},
     required=["file"],
@@ -51,7 +54,7 @@ async def upload_model(
     check_length(request, limit=services.limits.max_upload_bytes)
     await services.live.check()
     async with AsyncExitStack() as undo:
-        came = await incoming(request, query=query.model_dump(), text=("name", "preprocessing"))
+        came = await incoming(request, query=query.model_dump(), text=("name", "preprocessing", LABELS))
         upload = await _receive(services, came, undo=undo)
         await announce_model(services, upload, undo=undo)
         undo.pop_all()
@@ -62,8 +65,15 @@ async def upload_model(
 async def _receive(services: Services, came: Incoming, *, undo: AsyncExitStack) -> Upload:
     text = came.fields.get("preprocessing")
     preprocessing = None if text is None else parse_preprocessing(text)
-    name = came.fields.get("name")
-    upload = await receive(services, services.models, came.file, name=name, preprocessing=preprocessing, undo=undo)
+    upload = await receive(
+        services,
+        services.models,
+        came.file,
+        name=came.fields.get("name"),
+        preprocessing=preprocessing,
+        labels=parse_labels(came.fields.get(LABELS)),
+        undo=undo,
+    )
     await came.finish()
     return upload
 
@@ -76,7 +86,7 @@ async def _receive(services: Services, came: Incoming, *, undo: AsyncExitStack) 
 async def list_models(services: Served) -> ModelList:
     """List the newest version of every model, sorted by name."""
     newest = [await services.models.versions(name) for name in await services.models.names()]
-    return ModelList(models=[ModelVersion.of(versions[-1]) for versions in newest if versions])
+    return ModelList(models=[ModelVersion.listed(versions[-1]) for versions in newest if versions])
 
 
 @router.get("/v1/models/{model}", summary="Look up a model", responses=answers(examples.MODEL, errors=(404, 503)))
@@ -91,8 +101,8 @@ async def get_model(model: str, services: Served) -> ModelVersion:
     responses=answers(examples.ROUTING, errors=(404, 409, 503)),
 )
 async def get_routing(model: str, services: Served) -> RoutingState:
-    """Return the route in force and every decision before it."""
-    history = await services.routing.history(check_name(model))
+    """Return the route in force and every decision before it: who made it, when, and why if that was said."""
+    history = await services.routing.history(bare_name(model))
     return RoutingState(current=history[-1] if history else await _unrouted(services, model), history=history)
 
 
@@ -102,18 +112,46 @@ async def get_routing(model: str, services: Served) -> RoutingState:
     responses=answers(examples.ROUTE, errors=(404, 409, 413, 503)),
 )
 async def put_routing(
+    *,
     model: str,
-    chosen: Annotated[RouteRequest, Body(examples=[examples.ROUTE_REQUEST])],
+    chosen: Annotated[RouteRequest, Body(examples=[examples.ROUTE_REQUEST, examples.WEIGHTS_REQUEST])],
+    request: Request,
     services: Served,
     resolver: Resolving,
+    load: Annotated[bool, Query(description="Load the variants here before the route is in force.")] = True,
 ) -> Route:
-    """Let a published variant answer whenever a caller names none; in force everywhere within a second."""
-    entry = await services.models.get(check_name(model), chosen.version)
-    entry.ready()
-    variant = await services.variants.get(model, chosen.version, check_name(chosen.variant, of="variant"))
-    route = await services.routing.choose(model, version=variant.version, variant=variant.name)
+    """Let a published variant answer whenever a caller names none, or several by weights.
+
+    It is in force everywhere within a second. Variants are loaded first, so no request waits for them or fails.
+    """
+    route = _decided(bare_name(model), chosen, by=_address(request))
+    (await services.models.get(model, route.version)).ready()
+    found = {name: await services.variants.get(model, route.version, name) for name in chosen.weights or route.shares}
+    if load:
+        for name in route.shares:  # one after the other: neighbours answer meanwhile
+            await services.pool.load(found[name])
+    kept = await services.routing.record(route)
     resolver.forget()
-    return route
+    return kept
+
+
+def _decided(model: str, chosen: RouteRequest, *, by: str) -> Route:
+    if chosen.variant is not None:
+        check_name(chosen.variant, of="variant")
+    return Route(
+        number=0,
+        model=model,
+        version=chosen.version,
+        variant=chosen.variant,
+        weights=chosen.weights,
+        created_at=datetime.now(UTC),
+        by=by if chosen.by is None else chosen.by,
+        note=chosen.note,
+    )
+
+
+def _address(request: Request) -> str:
+    return "unknown" if request.client is None else request.client.host
 
 
 async def _unrouted(services: Services, model: str) -> Route:

@@ -8,17 +8,24 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.api import examples
+from app.api.answers import headers_of, milliseconds
 from app.api.arrays import listed, to_npy, to_npz
-from app.api.bodies import IMAGES, NPY, NPZ, read_prediction
+from app.api.bodies import IMAGES, JSON, NPY, NPZ, aside, in_place_bytes, media_type, read_prediction
+from app.api.classification import Class, TopK
+from app.api.classification import top_k as highest
+from app.api.compression import packed_for
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, json_body
-from app.api.predictions import Prediction, predict, reference_of
+from app.api.predictions import Prediction, answer, predict, reference_of, room_for
 from app.api.resolution import Resolver
 from app.api.schemas.inference import PredictAnswer
 from app.api.strictness import StrictRoute
+from app.api.wishes import wishes_of
 from app.domain.errors import RequestInvalid
 
 router = APIRouter(tags=["inference"], route_class=StrictRoute)
+
+Top = list[list[Class]]
 
 _ERRORS = (404, 409, 413, 502, 503, 504)
 _BODY = json_body(
@@ -38,10 +45,16 @@ _BODY = json_body(
     openapi_extra=_BODY,
 )
 async def predict_any(
-    request: Request, services: Served, resolver: Resolving, model: str | None = None, variant: str | None = None
+    *,
+    request: Request,
+    services: Served,
+    resolver: Resolving,
+    model: str | None = None,
+    variant: str | None = None,
+    top_k: TopK = None,
 ) -> Response:
     """Answer with the variant that `model` and `variant` name, as parameters or as members of a JSON body."""
-    return await _predict(request, services, resolver, model=model, variant=variant)
+    return await predict_with(request, services, resolver, model=model, variant=variant, top_k=top_k)
 
 
 @router.post(
@@ -52,22 +65,47 @@ async def predict_any(
     openapi_extra=_BODY,
 )
 async def predict_one(
-    model: str, request: Request, services: Served, resolver: Resolving, variant: str | None = None
+    *,
+    model: str,
+    request: Request,
+    services: Served,
+    resolver: Resolving,
+    variant: str | None = None,
+    top_k: TopK = None,
 ) -> Response:
     """Answer with one model's variant: the one asked for, else the one that its routing names."""
-    return await _predict(request, services, resolver, model=model, variant=variant)
+    return await predict_with(request, services, resolver, model=model, variant=variant, top_k=top_k)
 
 
-async def _predict(
-    request: Request, services: Services, resolver: Resolver, *, model: str | None, variant: str | None
+async def predict_with(
+    request: Request,
+    services: Services,
+    resolver: Resolver,
+    *,
+    model: str | None,
+    variant: str | None,
+    top_k: int | None = None,
 ) -> Response:
-    began = time.perf_counter()
-    with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
-        body = await read_prediction(request, limits=services.limits, held=held)
-        reference = reference_of(_one("model", model, body.model), _one("variant", variant, body.variant))
-        made = await predict(services, resolver, reference, parse=body.parse, began=began)
+    """Answer one request; `model`, `variant` and `top_k` are what its address says."""
+    began, wishes = time.perf_counter(), wishes_of(request)
     accept = request.headers.get("accept", "")
-    return _answer(made, accept=accept, most_json_bytes=services.limits.max_json_bytes)
+    if top_k is not None and (NPY in accept or NPZ in accept):
+        raise RequestInvalid("The highest classes come in JSON alone: leave out 'top_k' or the Accept header.")
+    with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
+        if media_type(request) == JSON:  # its body says which model
+            body = await read_prediction(request, limits=services.limits, held=held)
+            reference = reference_of(_one("model", model, body.model), _one("variant", variant, body.variant))
+            made = await predict(services, resolver, reference, parse=body.parse, began=began, wishes=wishes)
+        else:
+            resolved = await resolver.resolve(reference_of(model, variant), affinity=wishes.affinity)
+            size = in_place_bytes(request)
+            with room_for(
+                services, resolved, held=held, size_bytes=size, lead_bytes=0, wishes=wishes, began=began
+            ) as room:
+                body = await read_prediction(request, limits=services.limits, held=held)
+                made = await answer(services, resolved, parse=body.parse, began=began, wishes=wishes, room=room)
+        top = None if top_k is None else await _top(made, top_k)
+    return packed_for(request, _answer(made, top, accept=accept, most_json_bytes=services.limits.max_json_bytes))
 
 
 def _one(what: str, address: str | None, body: str | None) -> str | None:
@@ -77,25 +115,25 @@ def _one(what: str, address: str | None, body: str | None) -> str | None:
     return body if address is None else address
 
 
-def _answer(made: Prediction, *, accept: str, most_json_bytes: int) -> Response:
-    headers = {
-        "Octet-Model": made.variant.model,
-        "Octet-Version": str(made.variant.version),
-        "Octet-Variant": made.variant.name,
-        "Octet-Queue-Ms": f"{made.queue_seconds * 1000:.3f}",
-        "Octet-Compute-Ms": f"{made.compute_seconds * 1000:.3f}",
-    }
+async def _top(made: Prediction, count: int) -> Top:
+    """Return the highest classes of the first output."""
+    scores = next(iter(made.outputs.values()))
+    return await aside(lambda: highest(scores, k=count, labels=made.labels), size_bytes=scores.nbytes)
+
+
+def _answer(made: Prediction, top: Top | None, *, accept: str, most_json_bytes: int) -> Response:
+    headers = headers_of(made)
     if NPY in accept:
         return Response(to_npy(next(iter(made.outputs.values()))), media_type=NPY, headers=headers)
     if NPZ in accept:
         return Response(to_npz(made.outputs), media_type=NPZ, headers=headers)
     data = listed(made.outputs, limit=most_json_bytes)
-    body = orjson.dumps(_members(made, data), option=orjson.OPT_SERIALIZE_NUMPY)
+    body = orjson.dumps(_members(made, top, data), option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _members(made: Prediction, data: Mapping[str, object]) -> dict[str, Any]:
-    return {
+def _members(made: Prediction, top: Top | None, data: Mapping[str, object]) -> dict[str, Any]:
+    members = {
         "model": made.variant.model,
         "version": made.variant.version,
         "variant": made.variant.name,
@@ -103,6 +141,7 @@ def _members(made: Prediction, data: Mapping[str, object]) -> dict[str, Any]:
             name: {"dtype": array.dtype.name, "shape": list(array.shape), "data": data[name]}
             for name, array in made.outputs.items()
         },
-        "queue_ms": round(made.queue_seconds * 1000, 3),
-        "compute_ms": round(made.compute_seconds * 1000, 3),
+        "queue_ms": milliseconds(made.queue_seconds),
+        "compute_ms": milliseconds(made.compute_seconds),
     }
+    return members if top is None else {**members, "top": top}

@@ -1,23 +1,25 @@
-"""The Open Inference Protocol, version 2, in JSON; its binary tensor extension is not spoken here yet."""
+"""The Open Inference Protocol, version 2: health, metadata and inference, in JSON and in binary tensors."""
 
 import time
-from typing import Any
+from dataclasses import replace
 
-import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 
 from app import __version__
 from app.api import examples
-from app.api.arrays import Array, count_elements, from_nested, listed
-from app.api.bodies import aside, read_json, read_json_text
+from app.api.binary_tensors import Inputs
+from app.api.bodies import aside, in_place_bytes, read_inference
+from app.api.compression import packed_for
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, inlined, json_body
-from app.api.predictions import Prediction, predict
+from app.api.infer_answers import OCTETS, infer_answer
+from app.api.infer_requests import HEADER_LENGTH, Asked, inputs_of
+from app.api.model_paths import reference_in
+from app.api.predictions import Wishes, answer, room_for
 from app.api.resolution import Resolver
+from app.api.routes import repository
 from app.api.schemas.inference import (
     InferAnswer,
-    InferInput,
     InferRequest,
     Live,
     ModelMetadata,
@@ -27,23 +29,28 @@ from app.api.schemas.inference import (
     TensorMetadata,
 )
 from app.api.strictness import StrictRoute
-from app.api.validation import explain
-from app.domain.errors import RequestInvalid, SignatureMismatch
+from app.api.wishes import wishes_of
 from app.domain.names import Reference
 from app.domain.tensors import PROTOCOL_NAMES, Signature, TensorSpec
-from app.serving.terms import Arrays
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=StrictRoute)
+router.include_router(repository.router)  # before /models/{model}, which would take /models/stats for a model
 
 _MODEL = (404, 409, 503)
 _INFER = (404, 409, 413, 502, 503, 504)
-_BODY = json_body(inlined(InferRequest), examples.INFER)
+_BODY = json_body(
+    inlined(InferRequest),
+    examples.INFER,
+    (OCTETS, "JSON of Inference-Header-Content-Length bytes, then the inputs' bytes; or, with 0, one input's alone."),
+)
+_LONGEST_LENGTH = 15
+EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "schedule_policy", "statistics")
 
 
 @router.get("", summary="Describe the server", responses=answers(examples.SERVER_METADATA))
 async def server() -> ServerMetadata:
     """Return the server's name and version."""
-    return ServerMetadata(name="octet", version=__version__, extensions=[])
+    return ServerMetadata(name="octet", version=__version__, extensions=list(EXTENSIONS))
 
 
 @router.get("/health/live", summary="Is the server alive?", responses=answers({"live": True}))
@@ -62,7 +69,7 @@ async def ready(services: Served) -> Ready:
 @router.get("/models/{model}", summary="Describe a model", responses=answers(examples.MODEL_METADATA, errors=_MODEL))
 async def model_metadata(model: str, services: Served, resolver: Resolving) -> ModelMetadata:
     """Return a model's tensors; `{model}` may be `name@variant`."""
-    return await _metadata(services, resolver, _reference(model))
+    return await _metadata(services, resolver, reference_in(model))
 
 
 @router.get(
@@ -72,7 +79,7 @@ async def model_metadata(model: str, services: Served, resolver: Resolving) -> M
 )
 async def version_metadata(model: str, version: str, services: Served, resolver: Resolving) -> ModelMetadata:
     """Return the tensors of one version of a model."""
-    return await _metadata(services, resolver, _reference(model, version))
+    return await _metadata(services, resolver, reference_in(model, version))
 
 
 @router.get(
@@ -82,7 +89,7 @@ async def version_metadata(model: str, version: str, services: Served, resolver:
 )
 async def model_ready(model: str, resolver: Resolving) -> ModelReady:
     """Answer if the model can: what is not loaded is loaded by the first request."""
-    return await _ready(resolver, _reference(model))
+    return await _ready(resolver, reference_in(model))
 
 
 @router.get(
@@ -92,7 +99,7 @@ async def model_ready(model: str, resolver: Resolving) -> ModelReady:
 )
 async def version_ready(model: str, version: str, resolver: Resolving) -> ModelReady:
     """Answer if one version of a model can."""
-    return await _ready(resolver, _reference(model, version))
+    return await _ready(resolver, reference_in(model, version))
 
 
 @router.post(
@@ -104,7 +111,7 @@ async def version_ready(model: str, version: str, resolver: Resolving) -> ModelR
 )
 async def infer(model: str, request: Request, services: Served, resolver: Resolving) -> Response:
     """Answer with a model's variant; `{model}` may be `name@variant`."""
-    return await _infer(request, services, resolver, _reference(model))
+    return await infer_with(request, services, resolver, reference_in(model))
 
 
 @router.post(
@@ -116,16 +123,7 @@ async def infer(model: str, request: Request, services: Served, resolver: Resolv
 )
 async def infer_version(model: str, version: str, request: Request, services: Served, resolver: Resolving) -> Response:
     """Answer with one version of a model."""
-    return await _infer(request, services, resolver, _reference(model, version))
-
-
-def _reference(model: str, version: str | None = None) -> Reference:
-    reference = Reference.parse(model)
-    if version is None:
-        return reference
-    if not version.isdecimal() or reference.version not in (None, int(version[:9])):
-        raise RequestInvalid(f"Version {version[:40]!r} of {model[:80]!r} cannot be: write a whole number, once.")
-    return Reference(name=reference.name, version=int(version[:9]), variant=reference.variant)
+    return await infer_with(request, services, resolver, reference_in(model, version))
 
 
 async def _ready(resolver: Resolver, reference: Reference) -> ModelReady:
@@ -151,74 +149,32 @@ def _described(spec: TensorSpec) -> TensorMetadata:
     return TensorMetadata(name=spec.name, datatype=PROTOCOL_NAMES[spec.dtype], shape=shape)
 
 
-async def _infer(request: Request, services: Services, resolver: Resolver, reference: Reference) -> Response:
-    began = time.perf_counter()
-    if "inference-header-content-length" in request.headers:
-        raise RequestInvalid("Binary tensors are not taken yet: send 'data' in JSON.")
+async def infer_with(request: Request, services: Services, resolver: Resolver, reference: Reference) -> Response:
+    """Answer one request with what `reference` means."""
+    began, wishes = time.perf_counter(), wishes_of(request)
     with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
-        text = await read_json_text(request, limits=services.limits, held=held)
-        asked = await aside(lambda: _read(text), size_bytes=len(text))
+        resolved = await resolver.resolve(reference, affinity=wishes.affinity)
+        size, lead = in_place_bytes(request), _lead_bytes(request)
+        with room_for(
+            services, resolved, held=held, size_bytes=size, lead_bytes=lead, wishes=wishes, began=began
+        ) as room:
+            asked = await read_inference(request, limits=services.limits, held=held)
+            wishes = replace(wishes, priority=asked.priority, timeout_seconds=_shorter(wishes, asked))
 
-        async def parse(signature: Signature) -> Arrays:
-            return await aside(lambda: _inputs(asked, signature), size_bytes=len(text))
+            async def parse(signature: Signature) -> Inputs:
+                return await aside(lambda: inputs_of(asked, signature), size_bytes=asked.json_bytes)
 
-        made = await predict(services, resolver, reference, parse=parse, began=began)
-    answer = _answer(asked, made, limit=services.limits.max_json_bytes)
-    body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, media_type="application/json")
-
-
-def _read(body: bytes) -> InferRequest:
-    try:
-        asked = InferRequest.model_validate(read_json(body))
-    except ValidationError as error:
-        raise RequestInvalid(explain(error.errors(), of="request")) from error
-    wishes = [asked.parameters, *(output.parameters for output in asked.outputs or ())]
-    if any(wish.get("binary_data") or wish.get("binary_data_output") for wish in wishes):
-        raise RequestInvalid("Binary tensors are not sent yet: leave binary_data out and take JSON.")
-    return asked
+            made = await answer(services, resolved, parse=parse, began=began, wishes=wishes, room=room)
+    said = infer_answer(asked.request, made, labels=made.labels, most_json_bytes=services.limits.max_json_bytes)
+    return packed_for(request, said)
 
 
-def _inputs(asked: InferRequest, signature: Signature) -> Arrays:
-    names = [tensor.name for tensor in asked.inputs]
-    if len(set(names)) != len(names):
-        raise SignatureMismatch("The request sends an input twice: send each once.")
-    known = {spec.name for spec in signature.outputs}
-    for output in asked.outputs or ():
-        if output.name not in known:
-            raise SignatureMismatch(f"The model has no output {output.name[:80]!r}: it has {', '.join(sorted(known))}.")
-    return {tensor.name: _array(tensor, signature.input(tensor.name)) for tensor in asked.inputs}
+def _shorter(wishes: Wishes, asked: Asked) -> float | None:
+    known = [seconds for seconds in (wishes.timeout_seconds, asked.deadline_seconds) if seconds is not None]
+    return min(known, default=None)
 
 
-def _array(tensor: InferInput, spec: TensorSpec) -> Array:
-    wanted = PROTOCOL_NAMES[spec.dtype]
-    if tensor.datatype != wanted:
-        raise SignatureMismatch(f"Input {spec.name!r} is {tensor.datatype[:40]!r}, but the model takes {wanted}.")
-    array = from_nested(tensor.data, spec)
-    shape = tuple(tensor.shape)
-    if array.size != count_elements(spec.name, shape):
-        raise SignatureMismatch(f"Input {spec.name!r} has {array.size} numbers, but its shape is {list(shape)}.")
-    if array.ndim != 1 and array.shape != shape:
-        raise SignatureMismatch(f"Input {spec.name!r} has data of shape {list(array.shape)}, but says {list(shape)}.")
-    return array.reshape(shape)
-
-
-def _answer(asked: InferRequest, made: Prediction, *, limit: int) -> dict[str, Any]:
-    wanted = [output.name for output in asked.outputs] if asked.outputs else list(made.outputs)
-    data = listed({name: made.outputs[name].reshape(-1) for name in wanted}, limit=limit)
-    datatypes = {spec.name: PROTOCOL_NAMES[spec.dtype] for spec in made.variant.signature.outputs}
-    outputs = [
-        {
-            "name": name,
-            "datatype": datatypes[name],
-            "shape": list(made.outputs[name].shape),
-            "data": data[name],
-        }
-        for name in wanted
-    ]
-    answer: dict[str, Any] = {
-        "model_name": made.variant.model,
-        "model_version": str(made.variant.version),
-        "outputs": outputs,
-    }
-    return answer if asked.id is None else {**answer, "id": asked.id}
+def _lead_bytes(request: Request) -> int:
+    """Return how long the JSON before the tensors is, so that these come to lie at a good address."""
+    text = request.headers.get(HEADER_LENGTH, "0")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _LONGEST_LENGTH else 0

@@ -23,6 +23,7 @@ _FORM = form_body(
         "name": "The model's name; else the file's.",
         "recipe": "A recipe as JSON; else `ptq_static` as it is by default.",
         "preprocessing": "How an image becomes the model's input, as JSON.",
+        "labels": "What the model's classes are called: a JSON list, or a file with a name on each line.",
         "variant": "Name to publish under; else the recipe's.",
     },
     files={

@@ -1,9 +1,9 @@
 """Models, datasets, variants and routing as the API shows them."""
 
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Strict
 
 from app.api.schemas.strict import StrictModel
 from app.catalogue.shelf import Entry
@@ -63,12 +63,19 @@ class ModelVersion(Uploaded):
     """One version of a model."""
 
     manifest: ModelFacts | None
+    label_count: int | None = Field(None, description="How many class names came with it; null if none did.")
+    labels: tuple[str, ...] | None = Field(None, description="The class names; null in lists, which only count them.")
 
     @classmethod
     def of(cls, entry: Entry[ModelManifest]) -> Self:
-        manifest = entry.manifest
+        return cls.listed(entry).model_copy(update={"labels": entry.upload.labels})
+
+    @classmethod
+    def listed(cls, entry: Entry[ModelManifest]) -> Self:
+        """Describe a version among others, without the names of its classes: they can be many."""
+        manifest, labels = entry.manifest, entry.upload.labels
         facts = None if manifest is None else ModelFacts.model_validate(manifest, from_attributes=True)
-        return cls(manifest=facts, **_uploaded(entry))
+        return cls(manifest=facts, label_count=None if labels is None else len(labels), **_uploaded(entry))
 
 
 class DatasetVersion(Uploaded):
@@ -110,10 +117,15 @@ class ModelUploadQuery(StrictModel):
 
 
 class RouteRequest(StrictModel):
-    """Which variant is to answer when a caller names none."""
+    """Which variant is to answer when a caller names none: one of them, or several by weights."""
 
-    variant: str
     version: int = Field(ge=1)
+    variant: str | None = None
+    weights: dict[str, Annotated[float, Strict()]] | None = Field(
+        None, description="By variant; proportions, which need not sum up to 1. At most 16, at least one above 0."
+    )
+    by: str | None = Field(None, description="Who decides; else the client's address.")
+    note: str | None = Field(None, description="Why.")
 
 
 class RoutingState(BaseModel):

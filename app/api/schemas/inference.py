@@ -1,4 +1,7 @@
-"""The Open Inference Protocol's bodies (version 2, JSON), and what `/predict` documents of its own."""
+"""The Open Inference Protocol's bodies, and what `/predict` gives, for the documentation.
+
+What is read here for every request is in `app.api.infer_requests` and `app.api.infer_answers`.
+"""
 
 from typing import Any
 
@@ -12,23 +15,30 @@ class InferInput(StrictModel):
 
     name: str
     shape: list[int]
-    datatype: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    data: Any
+    datatype: str = Field(description="`BOOL` to `FP64`, `FP16`, `BF16`; `BYTES` for encoded images, in binary alone.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="`binary_data_size`: how many bytes behind the JSON are this input's."
+    )
+    data: Any = None
 
 
 class InferOutputChoice(StrictModel):
     """An output that is asked for."""
 
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="`binary_data`: as bytes; `classification`: so many best classes instead."
+    )
 
 
 class InferRequest(StrictModel):
-    """One prediction. `parameters` are taken and ignored, except those that ask for binary tensors."""
+    """One prediction."""
 
     id: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="`binary_data_output`, `priority`, `timeout` (microseconds, 0 for none); others are ignored.",
+    )
     inputs: list[InferInput] = Field(min_length=1)
     outputs: list[InferOutputChoice] | None = None
 
@@ -87,6 +97,14 @@ class PredictedTensor(BaseModel):
     data: Any
 
 
+class ClassScore(BaseModel):
+    """One class of one row of the first output; the score is the output's own value, a logit or whatever it is."""
+
+    index: int
+    label: str | None = Field(description="Null if the model has no labels.")
+    score: float | None
+
+
 class PredictAnswer(BaseModel):
     """One answer of `/predict`."""
 
@@ -96,15 +114,17 @@ class PredictAnswer(BaseModel):
     outputs: dict[str, PredictedTensor]
     queue_ms: float
     compute_ms: float
+    top: list[list[ClassScore]] | None = Field(None, description="Every row's highest classes, if `top_k` asks.")
 
 
 class InferOutput(BaseModel):
-    """One output tensor, flat in row-major order."""
+    """One output tensor, flat in row-major order, or as so many bytes behind the JSON."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: Any
+    parameters: dict[str, int] = Field(default_factory=dict, description="`binary_data_size`, if it comes as bytes.")
+    data: Any = None
 
 
 class InferAnswer(BaseModel):
@@ -113,4 +133,7 @@ class InferAnswer(BaseModel):
     model_name: str
     model_version: str
     id: str | None = None
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="Who answered and how long it took: `octet_variant`, `octet_queue_ms`, …"
+    )
     outputs: list[InferOutput]

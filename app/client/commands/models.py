@@ -1,5 +1,6 @@
 """`octet models`: upload, list, show, and choose which variant answers."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from app.client.commands.uploads import ReadableFile, UploadName, Wait, facts_of
 from app.client.records import ModelVersion
 from app.domain.errors import RequestInvalid
 from app.domain.preprocessing import ImagePreprocessing
+from app.domain.routing import Route
 from app.domain.variants import Variant
 
 app = typer.Typer(no_args_is_help=True, help="Models: upload, list, show, route.")
@@ -27,6 +29,14 @@ PreprocessingFile = Annotated[
 ]
 
 
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option("--labels", exists=True, dir_okay=False, help="Text file: the name of a class on each line."),
+]
+By = Annotated[str | None, typer.Option(help="Who decides; default: this machine's address.")]
+Note = Annotated[str | None, typer.Option(help="Why; kept with the decision.")]
+
+
 @app.command()
 def upload(
     context: typer.Context,
@@ -34,16 +44,18 @@ def upload(
     *,
     name: UploadName = None,
     preprocessing: PreprocessingFile = None,
+    labels: LabelsFile = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Upload a model: .pt2 (torch.export), .onnx, or a .zip of ONNX with external data."""
     octet = connect(context)
     spec = read_preprocessing(preprocessing) if preprocessing else None
+    names = read_labels(labels) if labels else None
     uploaded = send(
         octet,
         file,
-        lambda opened: octet.upload_model(opened, name=name or name_of(file), preprocessing=spec),
+        lambda opened: octet.upload_model(opened, name=name or name_of(file), preprocessing=spec, labels=names),
         again=octet.model,
         wait=wait,
     )
@@ -77,20 +89,39 @@ def routing(context: typer.Context, model: ModelName, as_json: AsJson = False) -
         console.print_json(found)
         return
     lines = [
-        (str(route.number), f"{route.model}:{route.version}@{route.variant}", f"{route.created_at:%Y-%m-%d %H:%M:%S}")
+        (
+            str(route.number),
+            answering(route),
+            f"{route.created_at:%Y-%m-%d %H:%M:%S}",
+            route.by or "",
+            route.note or "",
+        )
         for route in sorted({found.current, *found.history}, key=lambda route: -route.number)
     ]
-    console.print_table(("number", "variant", "since"), lines)
+    console.print_table(("number", "variant", "since", "by", "note"), lines)
 
 
 @app.command()
-def promote(context: typer.Context, variant: VariantName, as_json: AsJson = False) -> None:
+def promote(
+    context: typer.Context, variant: VariantName, *, by: By = None, note: Note = None, as_json: AsJson = False
+) -> None:
     """Let this variant answer when a request names none."""
-    route = connect(context).route(variant)
-    if as_json:
-        console.print_json(route)
-        return
-    console.out().print(f"{route.model}:{route.version}@{route.variant} answers for {route.model} now.", markup=False)
+    _show_route(connect(context).route(variant, by=by, note=note), as_json=as_json)
+
+
+@app.command()
+def split(
+    context: typer.Context,
+    model: ModelName,
+    weights: Annotated[list[str], typer.Argument(metavar="VARIANT=WEIGHT…", help="such as float32=0.9 int8=0.1")],
+    *,
+    by: By = None,
+    note: Note = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let several variants share the requests that name none."""
+    route = connect(context).split(model, read_weights(weights), by=by, note=note)
+    _show_route(route, as_json=as_json)
 
 
 @app.command()
@@ -105,6 +136,40 @@ def unload(context: typer.Context, variant: VariantName) -> None:
     """Stop a variant's runner."""
     connect(context).unload(variant)
     console.say(f"{variant} is unloaded.")
+
+
+def read_weights(words: Sequence[str]) -> dict[str, float]:
+    """Read `int8=0.9` and the like.
+
+    Raises:
+        RequestInvalid: a word has another form, or a variant comes twice.
+    """
+    pairs = [word.partition("=") for word in words]
+    try:
+        weights = {name: float(weight) for name, _, weight in pairs}
+    except ValueError as error:
+        raise RequestInvalid(f"{' '.join(words)} are no weights: write them as float32=0.9 int8=0.1.") from error
+    if len(weights) < len(pairs):
+        raise RequestInvalid(f"{' '.join(words)} names a variant twice: give each one weight.")
+    return weights
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read the names of classes from a file with one on each line.
+
+    Raises:
+        RequestInvalid: it is not UTF-8.
+    """
+    try:
+        return tuple(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))
+    except UnicodeDecodeError as error:
+        raise RequestInvalid(f"{path} is not UTF-8 text: write the name of a class on each line.") from error
+
+
+def answering(route: Route) -> str:
+    """Return `resnet20:1@int8`, or `resnet20:1@float32 90 %, @int8 10 %`."""
+    shares = [f"@{name} {100 * share:.3g} %" if route.weights else f"@{name}" for name, share in route.shares.items()]
+    return f"{route.model}:{route.version}{', '.join(shares)}"
 
 
 def read_preprocessing(path: Path) -> ImagePreprocessing:
@@ -140,5 +205,15 @@ def _show(model: ModelVersion, variants: list[Variant], *, as_json: bool) -> Non
         if model.manifest.preprocessing:
             facts.append(("preprocessing", to_json(model.manifest.preprocessing).decode()))
         facts.append(("parameters", f"{model.manifest.parameters:,}"))
+    if model.label_count is not None:
+        facts.append(("labels", f"{model.label_count:,}"))
     facts += [("variant", f"{variant.name}, {decimal(variant.artifact.size_bytes)}") for variant in variants]
     console.print_facts(facts)
+
+
+def _show_route(route: Route, *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(route)
+        return
+    answer = "answers" if route.weights is None else "answer"
+    console.out().print(f"{answering(route)} {answer} for {route.model} now.", markup=False, soft_wrap=True)

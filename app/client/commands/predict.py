@@ -8,7 +8,7 @@ import typer
 
 from app.client import console
 from app.client.commands.session import AsJson, connect
-from app.client.records import Array, Prediction
+from app.client.records import Array, Class, Prediction
 from app.domain.names import Reference
 
 app = typer.Typer()
@@ -23,18 +23,21 @@ def predict(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".npy, .npz, .json, .jpg or .png")],
     *,
     variant: Annotated[str | None, typer.Option(help="Which variant answers; default: the model's routing.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Name so many of the highest classes of every row.")] = None,
+    affinity: Annotated[str | None, typer.Option(help="The same key gets the same of several variants.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model for an answer."""
     asked = Reference.parse(model)
     reference = Reference(name=asked.name, version=asked.version, variant=variant or asked.variant)
-    answer = connect(context).predict(str(reference), file)
+    answer = connect(context).predict(str(reference), file, top_k=top_k, affinity=affinity)
     if output:
         np.savez(output, **answer.outputs)  # type: ignore[arg-type]
     if as_json:
         outputs = {name: array.tolist() for name, array in answer.outputs.items()}
-        console.print_json({**_facts(answer), "outputs": outputs})
+        top = {} if answer.top is None else {"top": answer.top}
+        console.print_json({**_facts(answer), "outputs": outputs, **top})
         return
     _show(answer)
 
@@ -70,6 +73,9 @@ def _show(answer: Prediction) -> None:
             ("took", f"{answer.compute_ms:.2f} ms, and {answer.queue_ms:.2f} ms in the queue"),
         ]
     )
+    if answer.top is not None:
+        _show_top(answer.top)
+        return
     for name, array in answer.outputs.items():
         if array.ndim == 2 and array.shape[1] > 1:  # noqa: PLR2004 - rows and classes
             _show_classes(name, array)
@@ -83,3 +89,14 @@ def _show_classes(name: str, scores: Array) -> None:
     console.print_table((f"row of {name}", "highest", "value"), lines)
     if len(scores) > MOST_ROWS:
         console.say(f"{len(scores) - MOST_ROWS} more rows: --json or --output gives all of them.")
+
+
+def _show_top(top: tuple[tuple[Class, ...], ...]) -> None:
+    lines = [
+        (str(row), found.label or str(found.index), "not a number" if found.score is None else f"{found.score:.4g}")
+        for row, classes in enumerate(top[:MOST_ROWS])
+        for found in classes
+    ]
+    console.print_table(("row", "class", "value"), lines)
+    if len(top) > MOST_ROWS:
+        console.say(f"{len(top) - MOST_ROWS} more rows: --json or --output gives all of them.")

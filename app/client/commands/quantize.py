@@ -7,7 +7,7 @@ import typer
 
 from app.client import console
 from app.client.commands import recipes
-from app.client.commands.models import PreprocessingFile, VariantName, read_preprocessing
+from app.client.commands.models import LabelsFile, PreprocessingFile, VariantName, read_labels, read_preprocessing
 from app.client.commands.recipes import make_recipe, recipe_options
 from app.client.commands.session import AsJson, HtmlFile, connect, follow, save_page, show_report
 from app.client.problems import succeeded
@@ -98,6 +98,7 @@ def quantize_file(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the artifact goes: a file or a folder.")],
     evaluation: RowsFile = None,
     preprocessing: PreprocessingFile = None,
+    labels: LabelsFile = None,
     name: Annotated[str | None, typer.Option(help="Name in the catalogue.")] = None,
     variant: PublishAs = None,
     technique: recipes.Technique = None,
@@ -126,6 +127,7 @@ def quantize_file(
         evaluation=evaluation,
         recipe=make_recipe(recipe, options),
         preprocessing=read_preprocessing(preprocessing) if preprocessing else None,
+        labels=read_labels(labels) if labels else None,
         name=name,
         variant=variant,
     )

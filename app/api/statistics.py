@@ -1,0 +1,94 @@
+"""What runners have done since they started, in the form of the Open Inference Protocol's statistics extension."""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from app.domain.serving import RunnerStatus, Timing
+
+_NS_PER_MS = 1_000_000
+
+Key = tuple[str, int]
+"""A model and its version."""
+
+
+def model_statistics(runners: Iterable[RunnerStatus], *, idle: Iterable[Key]) -> list[dict[str, Any]]:
+    """Sum runners up: one entry for each version of a model, in which `octet` tells them apart.
+
+    Args:
+        idle: versions that get an entry even if no runner holds them.
+    """
+    found = sorted(runners, key=lambda each: (each.model, each.version, each.variant, each.instance))
+    entries: dict[Key, Sequence[RunnerStatus]] = dict.fromkeys(idle, ())
+    entries |= {key: tuple(group) for key, group in groupby(found, key=lambda each: (each.model, each.version))}
+    return [_entry(key, entries[key]) for key in sorted(entries)]
+
+
+def _entry(key: Key, runners: Sequence[RunnerStatus]) -> dict[str, Any]:
+    model, version = key
+    return {
+        "name": model,
+        "version": str(version),
+        "last_inference": max((_epoch_ms(each.last_inference_ns) for each in runners), default=0),
+        "inference_count": sum(each.rows for each in runners),
+        "execution_count": sum(batch.runs.count for each in runners for batch in each.batches),
+        "inference_stats": _inference_stats(runners),
+        "batch_stats": _batch_stats(runners),
+        "octet": [_own(each) for each in runners],
+    }
+
+
+def _epoch_ms(monotonic_ns: int) -> int:
+    """Turn the machine's monotonic clock into milliseconds since 1970; 0, which means never, stays so."""
+    return (time.time_ns() - (time.monotonic_ns() - monotonic_ns)) // _NS_PER_MS if monotonic_ns else 0
+
+
+def _inference_stats(runners: Sequence[RunnerStatus]) -> dict[str, dict[str, int]]:
+    queue, given = _sum(each.queue for each in runners), _sum(each.input for each in runners)
+    compute, taken = _sum(each.compute for each in runners), _sum(each.output for each in runners)
+    whole = queue.nanoseconds + given.nanoseconds + compute.nanoseconds + taken.nanoseconds
+    return {
+        "success": _duration(Timing(count=taken.count, nanoseconds=whole)),
+        "fail": _duration(Timing(count=sum(sum(each.refused.values()) for each in runners))),
+        "queue": _duration(queue),
+        "compute_input": _duration(given),
+        "compute_infer": _duration(compute),
+        "compute_output": _duration(taken),
+    }
+
+
+def _batch_stats(runners: Sequence[RunnerStatus]) -> list[dict[str, Any]]:
+    batches = [batch for each in runners for batch in each.batches]
+    return [
+        {
+            "batch_size": rows,
+            "compute_infer": _duration(_sum(batch.runs for batch in batches if batch.rows == rows)),
+        }
+        for rows in sorted({batch.rows for batch in batches})
+    ]
+
+
+def _own(runner: RunnerStatus) -> dict[str, Any]:
+    """Return what the protocol has no word for: how the runner tuned itself, what waits, what it takes."""
+    return {
+        "variant": runner.variant,
+        "instance": runner.instance,
+        "engine": runner.engine,
+        "mode": runner.mode,
+        "knobs": runner.knobs,
+        "tuning": runner.tuning,
+        "backlog": {"requests": runner.in_flight, "queued_rows": runner.queued_rows},
+        "refused": runner.refused,
+        "memory": {"pss_bytes": runner.pss_bytes, "peak_bytes": runner.peak_bytes},
+        "load_seconds": runner.load_seconds,
+    }
+
+
+def _sum(timings: Iterable[Timing]) -> Timing:
+    found = list(timings)
+    return Timing(count=sum(each.count for each in found), nanoseconds=sum(each.nanoseconds for each in found))
+
+
+def _duration(timing: Timing) -> dict[str, int]:
+    return {"count": timing.count, "ns": timing.nanoseconds}

@@ -1,0 +1,183 @@
+"""Several gateways use one host's runners: all are answered, none shares another's fate, nothing outlives the host."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import app
+from app.domain.serving import Knobs
+from tests.contract.test_runners import one_node
+from tests.serving import (
+    FOREVER,
+    TIMEOUT_SECONDS,
+    asked,
+    begun,
+    distant,
+    ended,
+    figures,
+    gateway,
+    host_process,
+    hosting,
+    pid,
+    pid_of,
+    pids,
+    socket_path,
+    spinner,
+    turns,
+    until,
+    variant_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with socket_path() as made:
+        yield made
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Where a host process that works in `tmp_path` finds artifacts."""
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+async def test_two_gateways_share_a_runner_and_each_gets_its_own_answers(tmp_path: Path) -> None:
+    variant = variant_of(spinner(), tmp_path)
+    async with hosting(tmp_path) as host, gateway(host) as one, gateway(host) as other:
+        await one.load(variant, knobs=Knobs(max_batch_size=4))
+        asking = [
+            pool.infer(variant, turns(2 * n + place)) for n in range(40) for place, pool in enumerate((one, other))
+        ]
+        found = [int(answer.outputs["y"][0, 0]) for answer in await asyncio.gather(*asking)]
+        assert await pid_of(one) == await pid_of(other) == pid(host)
+    assert found == list(range(80))
+
+
+async def test_a_gateway_that_hangs_up_takes_its_requests_along_and_no_others(tmp_path: Path) -> None:
+    variant = variant_of(spinner(), tmp_path)
+    async with hosting(tmp_path) as host, gateway(host) as staying, gateway(host) as leaving:
+        await staying.load(variant, knobs=Knobs(mode="latency"))
+        await leaving.infer(variant, turns(1))
+        running = asyncio.create_task(staying.infer(variant, turns(300_000)))
+        await until(lambda: begun(staying) == 1)
+        leaving_requests = [asyncio.create_task(leaving.infer(variant, turns(FOREVER))) for _ in range(5)]
+        await until(lambda: asked(leaving) == 5)
+        for request in leaving_requests:
+            request.cancel()
+        await leaving.aclose()
+        assert (await running).outputs["y"] == 300_000
+        assert (await staying.infer(variant, turns(2))).outputs["y"] == 2
+        assert (await figures(host)).in_flight == 0
+
+
+async def test_a_gateway_that_is_killed_takes_its_requests_along_and_no_others(tmp_path: Path, path: Path) -> None:
+    variant = variant_of(spinner(), tmp_path)
+    script = f"""
+        import asyncio
+        from pathlib import Path
+        from tests.serving import asked, distant, spinner, turns, until, variant_of
+
+        async def main():
+            variant = variant_of(spinner(), Path({str(tmp_path)!r}))
+            async with distant(Path({str(path)!r})) as pool:
+                asking = [asyncio.create_task(pool.infer(variant, turns(10_000))) for _ in range(200)]
+                await until(lambda: asked(pool) > 100)
+                print("asked", flush=True)
+                await asyncio.Event().wait()
+
+        asyncio.run(main())
+    """
+    async with hosting(tmp_path) as host, gateway(host) as pool:
+        await pool.load(variant)
+        listening = asyncio.create_task(host.listen(path))
+        with python(script) as other:
+            assert await asyncio.to_thread(line_of, other) == "asked"
+            mine = [asyncio.create_task(pool.infer(variant, turns(number))) for number in range(20)]
+            other.kill()
+        assert [answer.outputs["y"].item() for answer in await asyncio.gather(*mine)] == list(range(20))
+        assert (await figures(host)).queued_rows == 0
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+async def test_two_variants_share_no_memory(tmp_path: Path) -> None:
+    variants = [variant_of(one_node(name), tmp_path, name=name.lower()) for name in ("Neg", "Abs")]
+    x = np.ones((3, 4), np.float32)
+    async with hosting(tmp_path) as host, gateway(host) as pool:
+        await asyncio.gather(*(pool.infer(variant, {"x0": x}) for variant in variants for _ in range(10)))
+        one, other = (segments_of(number) for number in pids(host))
+    assert one
+    assert other
+    assert not one & other
+
+
+def segments_of(number: int) -> set[str]:
+    """Return the inodes of the shared memory that a process maps."""
+    lines = Path(f"/proc/{number}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:octet-tensors" in line}
+
+
+async def test_gateways_use_a_host_in_a_process_of_its_own(tmp_path: Path, cache: Path, path: Path) -> None:
+    variant = variant_of(spinner(), cache)
+    with host_process(tmp_path, path) as process:
+        async with distant(path) as one, distant(path) as other:
+            assert (await one.infer(variant, turns(1))).outputs["y"] == 1
+            assert (await other.infer(variant, turns(2))).outputs["y"] == 2
+            runner = await pid_of(one)
+            assert await pid_of(other) == runner
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, TIMEOUT_SECONDS) == 0
+    assert ended(runner)
+
+
+async def test_a_host_that_is_killed_takes_its_runners_along(tmp_path: Path, cache: Path, path: Path) -> None:
+    variant = variant_of(spinner(), cache)
+    with host_process(tmp_path, path) as process:
+        async with distant(path) as pool:
+            await pool.infer(variant, turns(1))
+            runner = await pid_of(pool)
+            process.kill()
+            assert await asyncio.to_thread(ended, runner)
+
+
+async def test_requests_are_answered_by_the_next_host(tmp_path: Path, cache: Path, path: Path) -> None:
+    variant = variant_of(spinner(), cache)
+    async with distant(path) as pool:
+        with host_process(tmp_path, path) as first:
+            await pool.infer(variant, turns(1))
+            os.kill(await pid_of(pool), signal.SIGSTOP)
+            waiting = [asyncio.create_task(pool.infer(variant, turns(number))) for number in range(5)]
+            await until(lambda: asked(pool) == 5)
+            first.kill()
+            await until(lambda: asked(pool) == 0)
+        with host_process(tmp_path, path):
+            found = [answer.outputs["y"].item() for answer in await asyncio.gather(*waiting)]
+    assert found == list(range(5))
+
+
+def python(script: str) -> "subprocess.Popen[str]":
+    root = Path(app.__file__).parent.parent
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True)
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
