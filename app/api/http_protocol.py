@@ -29,7 +29,7 @@ _REFUSAL = (
 ).encode()
 
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 16 * 1024
 _scratch = memoryview(bytearray(_READ_BYTES))  # of all connections: what is read there is copied before the next read
 
 

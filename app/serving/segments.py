@@ -15,7 +15,7 @@ from app.serving.requests import storage
 
 SMALLEST_BYTES = 2**16
 MOST_IDLE = 32
-MOST_IDLE_BYTES = 2**28
+MOST_IDLE_BYTES = 2**27
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 

@@ -149,22 +149,38 @@ def choose(curve: Sequence[CurvePoint], *, streams: int | None = None) -> Tuning
 
 
 def _measure(run: Run, *, busy: int) -> list[float]:
-    """Run so many streams for a moment, side by side; return how long each run took."""
+    """Run so many streams side by side, again and again for a moment; return how long each run took.
+
+    Between runs it rests as long as they took: what else this machine serves waits for one run at the most.
+    """
     seconds: list[list[float]] = [[] for _ in range(busy)]
-    began = time.perf_counter()
+    ends = time.perf_counter() + TURN_SECONDS
+    together = threading.Barrier(busy)
     others = [
-        threading.Thread(target=_repeat, args=(run, lane, seconds[lane], began), daemon=True) for lane in range(1, busy)
+        threading.Thread(target=_repeat, args=(run, lane, seconds[lane], together, ends), daemon=True)
+        for lane in range(1, busy)
     ]
     for other in others:
         other.start()
-    _repeat(run, 0, seconds[0], began)
+    _repeat(run, 0, seconds[0], together, ends)
     for other in others:
         other.join()
     return [taken for lane in seconds for taken in lane]
 
 
-def _repeat(run: Run, lane: int, seconds: list[float], began: float) -> None:
-    while len(seconds) < LEAST_RUNS or time.perf_counter() - began < TURN_SECONDS:
-        started = time.perf_counter()
-        run(lane)
-        seconds.append(time.perf_counter() - started)
+def _repeat(run: Run, lane: int, seconds: list[float], together: threading.Barrier, ends: float) -> None:
+    """Run one lane until its time is over; the streams begin every run together, and all stop after the same one."""
+    try:
+        while True:
+            together.wait()
+            began = time.perf_counter()
+            run(lane)
+            seconds.append(time.perf_counter() - began)
+            if lane == 0:
+                time.sleep(seconds[-1])
+                if len(seconds) >= LEAST_RUNS and time.perf_counter() > ends:
+                    return
+    except threading.BrokenBarrierError:
+        return
+    finally:
+        together.abort()
