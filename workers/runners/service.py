@@ -35,7 +35,7 @@ from workers.runners.counters import Counters
 from workers.runners.memory import memory_use
 from workers.runners.scheduler import Lane, Scheduler, Setting, Start, Task
 from workers.runners.segments import Board, map_segment, mark_begun
-from workers.runners.sessions import Sessions, open_sessions
+from workers.runners.sessions import EngineBroken, Sessions, open_sessions
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,10 @@ class Service:
         except Exception as error:  # noqa: BLE001 - the runner's boundary: `_fail` tells and logs it
             if len(waiting) == 1:
                 self._fail(waiting[0], error)
-            else:
+            if isinstance(error, EngineBroken):
+                log.critical("The engine fails on what it could do before: this runner ends, and another one starts")
+                os._exit(1)
+            if len(waiting) > 1:
                 for one in waiting:
                     self._answer([one], lane, computer)
             return
@@ -305,7 +308,10 @@ class Service:
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
         if not isinstance(error, OctetError):
             log.error("Request %d failed", waiting.asked.request.id, exc_info=error)
-            error = RunnerCrashed(f"The runner could not answer: {error}")
+            error = RunnerCrashed(  # what an engine says tells of the machine, and fills pages
+                "The runner could not answer: its engine cannot compute the request, whose inputs may not fit each "
+                "other or the graph. The service's log says what it stumbled over."
+            )
         with self._lock:
             self._counters.refused["failed"] += 1
         _refuse(waiting, error)
@@ -359,8 +365,7 @@ class _Runs:
         self._lane = lane
 
     def __call__(self, form: Form, inputs: Arrays) -> Arrays:
-        session = self._sessions.get(self._streams, pixels=form == "pixels")
-        return session.infer(inputs, lane=self._lane)
+        return self._sessions.infer(inputs, streams=self._streams, lane=self._lane, pixels=form == "pixels")
 
 
 def _setting(load: Load, tuning: Tuning) -> Setting:

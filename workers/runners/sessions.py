@@ -27,8 +27,12 @@ LARGEST_DIFFERENCE = 0.05
 """Of two engines' answers to random rows: roundings in int8 differ by a step here and there, errors by far more."""
 
 
+class EngineBroken(Exception):
+    """The engine failed on a request, and since then fails on what it could do before."""
+
+
 class Sessions:
-    """Opens what is asked for, once.
+    """Opens what is asked for, once, and runs it.
 
     Args:
         artifact: the file's bytes, kept only while a session may still have to be opened from them.
@@ -41,6 +45,33 @@ class Sessions:
         self.threads = threads
         self._opening = threading.Lock()
         self._open: dict[tuple[int, bool], Session] = {}
+        self._proven: dict[bool, dict[str, npt.NDArray[Any]]] = {}
+
+    def infer(self, inputs: Arrays, *, streams: int, lane: int, pixels: bool = False) -> Arrays:
+        """Run once; the answer is valid until the lane's next call.
+
+        Raises:
+            RuntimeError: the engine failed on these inputs.
+            EngineBroken: and on all others from now on. OpenVINO 2026.4.1 does so where a MatMul's shapes do not fit.
+        """
+        session = self.get(streams, pixels=pixels)
+        try:
+            outputs = session.infer(inputs, lane=lane)
+        except RuntimeError as error:
+            self._check_sound(session, lane, error, pixels=pixels)
+            raise
+        if pixels not in self._proven:
+            self._proven[pixels] = {name: np.zeros_like(array) for name, array in inputs.items()}
+        return outputs
+
+    def _check_sound(self, session: Session, lane: int, failure: RuntimeError, *, pixels: bool) -> None:
+        proven = self._proven.get(pixels)
+        if proven is None:
+            return
+        try:
+            session.infer(proven, lane=lane)
+        except RuntimeError:
+            raise EngineBroken(str(failure)) from failure
 
     def get(self, streams: int, *, pixels: bool = False) -> Session:
         """Return the session with so many streams, for the model's own tensors or for pixels.

@@ -89,7 +89,7 @@ def tune(allowed: Space, prepare: Prepare, *, engine: Engine = "openvino") -> Tu
         if after.rows_per_second < before.rows_per_second * BATCH_GAIN:
             break
         best = after
-    return choose(curve, streams=allowed.pinned)
+    return choose(curve, streams=allowed.pinned, most_rows=best.batch)
 
 
 def _in_turns(
@@ -122,7 +122,7 @@ def _in_turns(
     return points
 
 
-def choose(curve: Sequence[CurvePoint], *, streams: int | None = None) -> Tuning:
+def choose(curve: Sequence[CurvePoint], *, streams: int | None = None, most_rows: int | None = None) -> Tuning:
     """Return the setting for one request alone, and the one with the most rows per second.
 
     Of settings that are within `GAIN` of the most rows per second, the one that answers soonest is taken; of those
@@ -130,8 +130,9 @@ def choose(curve: Sequence[CurvePoint], *, streams: int | None = None) -> Tuning
 
     Args:
         streams: of the throughput setting, if they are pinned and were measured.
+        most_rows: of a batch; longer ones were measured, and found not worth it.
     """
-    full = [point for point in curve if point.busy == point.streams]
+    full = [point for point in curve if point.busy == point.streams and point.batch <= (most_rows or point.batch)]
     allowed = [point for point in full if point.streams == streams] or full
     most = max(point.rows_per_second for point in allowed)
     throughput = min(
