@@ -74,12 +74,18 @@ class Computer:
         shares = split(outputs, rows, self._axes) if len(asked) > 1 else [dict(outputs)]
         for share in shares:  # before any answer is placed: its memory would be nobody's
             self._check_size(share)
-        answers = tuple(
-            self._answer(one, share, queue_ns=began - one.arrived_ns, compute_ns=ended - ready, rows=sum(rows))
-            for one, share in zip(asked, shares, strict=True)
-        )
+        answers: list[tuple[Answer, int | None]] = []
+        try:
+            for one, share in zip(asked, shares, strict=True):
+                waited = began - one.arrived_ns
+                answers.append(self._answer(one, share, queue_ns=waited, compute_ns=ended - ready, rows=sum(rows)))
+        except BaseException:
+            for _, descriptor in answers:
+                if descriptor is not None:
+                    os.close(descriptor)
+            raise
         return Computed(
-            answers=answers,
+            answers=tuple(answers),
             rows=sum(rows),
             queue_ns=sum(began - one.arrived_ns for one in asked),
             input_ns=ready - began,

@@ -1,6 +1,7 @@
 """A runner's ends of its sockets, to its host and to gateways: whole messages in and out, descriptors beside them."""
 
 import array
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -47,6 +48,11 @@ class Connection:
             for each in descriptors:
                 os.close(each)
         return True
+
+    def hang_up(self) -> None:
+        """Let both ends read that this is the end."""
+        with contextlib.suppress(OSError):  # it may be closed already
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close this end."""

@@ -59,12 +59,13 @@ class Counters:
         self.last_inference_ns = time.monotonic_ns()
 
     def worked(self, rows: int, *, seconds: float, lanes: int) -> None:
-        """Follow the rate: a lane took so long for so many rows while so many lanes ran."""
-        rate = rows * lanes / max(seconds, 1e-9)
-        if self.rows_per_second <= 0:
-            self.rows_per_second = rate
-        else:
-            self.rows_per_second += _SMOOTHING * (rate - self.rows_per_second)
+        """Follow the rate: a lane took so long for so many rows while so many lanes ran.
+
+        The time of a row is smoothed, not the rate: of slow and fast requests in turn, the slow ones are the wait.
+        """
+        mine = seconds / (rows * lanes)
+        usual = 1 / self.rows_per_second if self.rows_per_second > 0 else mine
+        self.rows_per_second = 1 / max(usual + _SMOOTHING * (mine - usual), 1e-9)
 
     def batch_statistics(self) -> tuple[BatchStatistics, ...]:
         """Return the runs by their number of rows."""

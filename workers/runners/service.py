@@ -2,14 +2,12 @@
 
 import itertools
 import logging
-import mmap
 import os
 import queue
 import selectors
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from app.domain.errors import DeadlineExceeded, OctetError, RunnerCrashed
 from app.domain.runners import (
@@ -33,13 +31,14 @@ from workers.runners.computing import Arrays, Asked, Computed, Computer
 from workers.runners.connection import Connection
 from workers.runners.counters import Counters
 from workers.runners.memory import memory_use
+from workers.runners.peers import LONGEST_ERROR, Peer, Waiting
 from workers.runners.scheduler import Lane, Scheduler, Setting, Start, Task
 from workers.runners.segments import Board, map_segment, mark_begun
 from workers.runners.sessions import EngineBroken, Sessions, open_sessions
+from workers.runners.wording import outward
 
 log = logging.getLogger(__name__)
 
-LONGEST_ERROR = 2000
 _MILLISECOND_NS = 1_000_000
 
 
@@ -52,7 +51,8 @@ def serve(host: Connection) -> None:
     try:
         sessions, tuning = open_sessions(load)
     except (OSError, RuntimeError) as error:
-        host.send(LoadFailed(message=str(error)[:LONGEST_ERROR]))
+        log.exception("The artifact cannot be loaded")
+        host.send(LoadFailed(message=outward(error)[:LONGEST_ERROR]))
         return
     Service(host, load=load, sessions=sessions, tuning=tuning, load_seconds=time.monotonic() - began).run()
 
@@ -61,20 +61,6 @@ def _exit_deaf(failure: threading.ExceptHookArgs) -> None:
     """End the process: short of a thread it would hold memory and answer nothing."""
     log.critical("A thread of the runner failed", exc_info=failure.exc_value)
     os._exit(1)
-
-
-@dataclass(slots=True)
-class Peer:
-    """One gateway, with the memory it shares."""
-
-    connection: Connection
-    segments: dict[int, mmap.mmap] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    peer: Peer
-    asked: Asked
 
 
 class Service:
@@ -93,7 +79,7 @@ class Service:
         self._scheduler = Scheduler(_setting(load, tuning))
         self._counters = Counters(rows_per_second=tuning.throughput.rows_per_second)
         self._board = Board()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._serials = itertools.count()
         self._peers: dict[int, Peer] = {}
         self._selector = selectors.DefaultSelector()
@@ -153,7 +139,7 @@ class Service:
             case Drain(), _:
                 self._draining = True
                 for peer in self._peers.values():
-                    peer.connection.send(Closing())
+                    peer.send(Closing())
             case other:
                 raise RuntimeError(f"The host sent {other} out of turn.")
 
@@ -162,12 +148,15 @@ class Service:
         self._peers[descriptor] = peer
         self._selector.register(descriptor, selectors.EVENT_READ)
         if self._draining:
-            peer.connection.send(Closing())
+            peer.send(Closing())
 
     def _hear_gateway(self, peer: Peer) -> None:
         match peer.connection.receive():
             case None:
                 self._forget(peer)
+            case Infer() as request, _ if request.segment not in peer.segments:
+                unknown = RunnerCrashed("The request's memory did not reach its runner: send it again.")
+                peer.send(Refusal(id=request.id, code=unknown.code, message=unknown.message))
             case Infer() as request, _:
                 self._enqueue(peer, request)
             case Cancel() as cancel, _:
@@ -175,7 +164,7 @@ class Service:
             case Attach() as attach, int(descriptor):
                 peer.segments[attach.segment] = map_segment(descriptor, attach.size_bytes)
             case Detach() as detach, _:
-                del peer.segments[detach.segment]
+                peer.segments.pop(detach.segment, None)
             case other:
                 log.error("A gateway sent %s out of turn: disconnected", type(other).__name__)
                 self._forget(peer)
@@ -205,7 +194,7 @@ class Service:
             alone=request.alone,
         )
         with self._lock:
-            self._waiting[number] = _Waiting(peer, asked)
+            self._waiting[number] = Waiting(peer, asked)
             self._scheduler.add(task)
             starts, late = self._next(now)
         self._refuse_late(late)
@@ -232,9 +221,9 @@ class Service:
             waiting = self._waiting.pop(asked[0])
             self._counters.refused["cancelled"] += 1
             self._show()
-        _refuse(waiting, DeadlineExceeded("The request was cancelled before it ran."))
+        waiting.refuse(DeadlineExceeded("The request was cancelled before it ran."))
 
-    def _next(self, now_ns: int) -> tuple[list[Start], list[_Waiting]]:
+    def _next(self, now_ns: int) -> tuple[list[Start], list[Waiting]]:
         """Return what starts now and what is too late to start. The lock is held."""
         late = [self._waiting.pop(task.key) for task in self._scheduler.expire(now_ns)]  # type: ignore[call-overload]
         self._counters.refused["deadline"] += len(late)
@@ -249,9 +238,9 @@ class Service:
         for start in starts:
             self._work[start.lane.number].put(start)
 
-    def _refuse_late(self, late: Iterable[_Waiting]) -> None:
+    def _refuse_late(self, late: Iterable[Waiting]) -> None:
         for waiting in late:
-            _refuse(waiting, DeadlineExceeded("The request waited until its deadline: send fewer at a time."))
+            waiting.refuse(DeadlineExceeded("The request waited until its deadline: send fewer at a time."))
 
     def _compute(self, number: int) -> None:
         """Compute what this lane is given, and go on with what the scheduler starts here next."""
@@ -265,14 +254,20 @@ class Service:
         began = time.monotonic()
         with self._lock:
             waiting = [self._waiting.pop(task.key) for task in start.tasks]  # type: ignore[call-overload]
+            for one in waiting:
+                one.peer.running += 1
         for one in waiting:
             mark_begun(one.asked.segment)
-        self._answer(waiting, start.lane, computer)
+        answered = self._answer(waiting, start.lane, computer)
         rows = sum(one.asked.request.rows for one in waiting)
         with self._lock:
             self._scheduler.finish(start.lane)
             lanes = self._tuning.throughput.streams if start.lane.mode == "throughput" else 1
-            self._counters.worked(rows, seconds=time.monotonic() - began, lanes=lanes)
+            if answered:
+                self._counters.worked(rows, seconds=time.monotonic() - began, lanes=lanes)
+            for one in waiting:
+                one.peer.running -= 1
+                one.peer.end_if_lost()
             starts, late = self._next(time.monotonic_ns())
             waits_for_others = self._scheduler.wakes_at_ns() is not None
         if waits_for_others:
@@ -282,8 +277,8 @@ class Service:
         self._hand_out(one for one in starts if one is not mine)
         return mine
 
-    def _answer(self, waiting: Sequence[_Waiting], lane: Lane, computer: Computer) -> None:
-        """Answer a batch. If it fails, run each request by itself: what one breaks, it breaks for itself alone."""
+    def _answer(self, waiting: Sequence[Waiting], lane: Lane, computer: Computer) -> bool:
+        """Answer a batch, and return whether it was. If not, each request runs by itself and fails for itself alone."""
         try:
             computed = computer.compute([one.asked for one in waiting], self._runs_in(lane))
         except Exception as error:  # noqa: BLE001 - the runner's boundary: `_fail` tells and logs it
@@ -295,28 +290,26 @@ class Service:
             if len(waiting) > 1:
                 for one in waiting:
                     self._answer([one], lane, computer)
-            return
+            return False
         self._count(waiting, computed)
         for one, (answer, descriptor) in zip(waiting, computed.answers, strict=True):
-            one.peer.connection.send(answer, descriptor=descriptor)
+            one.peer.send(answer, descriptor=descriptor)
+        return True
 
     def _runs_in(self, lane: Lane) -> "_Runs":
         chosen = self._tuning.latency if lane.mode == "latency" else self._tuning.throughput
         streams = chosen.streams
         return _Runs(self._sessions, streams=streams, lane=lane.number)
 
-    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+    def _fail(self, waiting: Waiting, error: Exception) -> None:
         if not isinstance(error, OctetError):
             log.error("Request %d failed", waiting.asked.request.id, exc_info=error)
-            error = RunnerCrashed(  # what an engine says tells of the machine, and fills pages
-                "The runner could not answer: its engine cannot compute the request, whose inputs may not fit each "
-                "other or the graph. The service's log says what it stumbled over."
-            )
+            error = RunnerCrashed(f"The runner could not answer: {outward(error)}")
         with self._lock:
             self._counters.refused["failed"] += 1
-        _refuse(waiting, error)
+        waiting.refuse(error)
 
-    def _count(self, waiting: Sequence[_Waiting], computed: Computed) -> None:
+    def _count(self, waiting: Sequence[Waiting], computed: Computed) -> None:
         with self._lock:
             self._counters.ran(
                 [one.asked.request.rows for one in waiting],
@@ -384,8 +377,3 @@ def _setting(load: Load, tuning: Tuning) -> Setting:
 
 def _row_shape(part: Part, axis: int) -> tuple[object, ...]:
     return part.name, part.shape[:axis], part.shape[axis + 1 :]
-
-
-def _refuse(waiting: _Waiting, error: OctetError) -> None:
-    refusal = Refusal(id=waiting.asked.request.id, code=error.code, message=error.message[:LONGEST_ERROR])
-    waiting.peer.connection.send(refusal)
