@@ -11,6 +11,7 @@ from openvino import opset15 as ops
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution, Precision
+from workers.openvino_shapes import shape_check
 from workers.pixels import PixelInput
 
 # What lies so is read in place, wherever it begins: no address was seen to give another answer or to take longer.
@@ -50,6 +51,7 @@ class OpenVinoSession:
         model = core.read_model(artifact)
         if pixels is not None:
             _take_pixels(model, PixelInput.of(signature, pixels))
+        self._shapes = shape_check(model, signature, pixels=pixels is not None)
         options = _options(execution, threads=threads, streams=streams, profiled=profiled)
         self.compiled: ov.CompiledModel = core.compile_model(model, "CPU", options)
         self.engine_version: str = ov.get_version()
@@ -77,6 +79,8 @@ class OpenVinoSession:
         if inputs.keys() != self._inputs.keys():
             raise RuntimeError(f"The graph takes {sorted(self._inputs)}, but got {sorted(inputs)}.")
         request, held = self._requests[lane], {name: np.require(each, None, _IN_PLACE) for name, each in inputs.items()}
+        if self._shapes is not None:
+            self._shapes.check(held)
         for name, array in held.items():
             request.set_tensor(self._inputs[name], self._tensor(name, array))
         self._run(request)

@@ -238,6 +238,22 @@ def test_an_array_the_graph_does_not_take_raises(engine: Engine, wrong: Array) -
 # What they refuse, and what they leave behind.
 
 
+def test_an_input_shorter_than_the_weights_never_reads_what_lies_behind_it(engine: Engine) -> None:
+    """The declaration leaves the size free, the weights do not; OpenVINO alone would answer with old numbers."""
+    weights = onnx.numpy_helper.from_array(np.ones((300, 4), np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    product = helper.make_graph([make_node("MatMul", ["x", "w"], ["y"])], "product", [x], [y], [weights])
+    graph = helper.make_model(product, opset_imports=[helper.make_opsetid("", 20)])
+    graph.ir_version = 10
+    session = opened(engine, graph)
+    whole = {"x": np.full((1, 300), 7, np.float32)}
+    assert session.infer(whole)["y"][0, 0] == 2100
+    with pytest.raises(RuntimeError):
+        session.infer({"x": np.ones((1, 2), np.float32)})
+    assert session.infer(whole)["y"][0, 0] == 2100
+
+
 @pytest.mark.parametrize("spoil", [lambda _: b"", lambda _: b"not a graph", lambda whole: whole[: len(whole) // 2]])
 def test_a_wrong_artifact_raises(engine: Engine, spoil: Callable[[bytes], bytes]) -> None:
     graph = graphs.conv_classifier()
