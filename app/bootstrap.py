@@ -26,7 +26,7 @@ from app.domain.models import ModelManifest
 from app.domain.reports import Report
 from app.domain.serving import Servable
 from app.domain.variants import Variant
-from app.hosting import HostInstruments, open_host, pool_limits
+from app.hosting import HostInstruments, open_host, open_more_files, pool_limits
 from app.jobs.live import LiveJobs
 from app.jobs.queue import JobQueue
 from app.serving.pool import RunnerPool
@@ -68,6 +68,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             )
             connect = host.connect
         else:
+            open_more_files()
             connect = partial(_connect, settings.runner_socket)
         pool = RunnerPool(
             connect,

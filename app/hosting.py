@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -61,6 +62,7 @@ async def open_host(
     settings: Settings, *, store: Store, variants: Variants, instruments: Instruments
 ) -> AsyncIterator[RunnerHost]:
     """Open a host; its runners are drained when the block ends."""
+    open_more_files()
     cache = ArtifactCache(store, variants, folder=settings.cache_dir, most_bytes=settings.cache_bytes)
     cache.sweep()
     observer = HostInstruments(instruments)
@@ -96,6 +98,12 @@ def pool_limits(settings: Settings) -> PoolLimits:
     )
 
 
+def open_more_files() -> None:
+    """Let this process open as many files as it is allowed to: every segment, runner and client takes some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -114,6 +122,8 @@ async def _run(settings: Settings, path: Path) -> None:
     async with open_host(settings, store=store, variants=Variants(store), instruments=instruments) as host:
         listening = asyncio.create_task(host.listen(path))
         await asyncio.wait([listening, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            await listening  # a host that nobody can reach ends with why
         listening.cancel()
         await asyncio.wait([listening])
 

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 from app.catalogue.store import open_store
 from app.domain.errors import OctetError
@@ -26,6 +27,7 @@ from app.settings import SOCKET_VARIABLE, Settings, SettingsInvalid, read_settin
 from app.supervision import Program, kept_running
 from app.telemetry.folder import FOLDER_VARIABLE, METRICS_FILE, lives
 
+_APPLICATION = "app.main:create_app"
 _GATEWAY_GRACE_SECONDS = 15
 _WORKER_GRACE_SECONDS = 10
 _REDIS_GRACE_SECONDS = 10
@@ -70,20 +72,22 @@ def run_gateway(settings: Settings) -> int:
         import uvicorn  # noqa: PLC0415 - whatever it imports must see the metrics' folder
 
         from app.api.http_protocol import HTTP_PROTOCOL  # noqa: PLC0415
+        from app.gateways import run_processes  # noqa: PLC0415
 
-        uvicorn.run(
-            "app.main:create_app",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.gateway_processes,
-            http=HTTP_PROTOCOL,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GATEWAY_GRACE_SECONDS - 3,
-        )
+        options: dict[str, Any] = {
+            "host": settings.host,
+            "port": settings.port,
+            "http": HTTP_PROTOCOL,
+            "ws": "none",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "timeout_graceful_shutdown": _GATEWAY_GRACE_SECONDS - 3,
+        }
+        if settings.gateway_processes == 1:
+            uvicorn.run(_APPLICATION, factory=True, **options)
+        else:
+            run_processes(_APPLICATION, workers=settings.gateway_processes, **options)
     return 0
 
 

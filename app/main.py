@@ -15,6 +15,7 @@ from app.api.application import build_api
 from app.api.dependencies import Services
 from app.api.resolution import Resolver
 from app.bootstrap import open_services
+from app.gateways import end_with_parent
 from app.settings import Settings
 from app.telemetry.logs import configure
 
@@ -23,6 +24,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the application; its services open when it starts and close when it stops."""
     chosen = settings or Settings()
     configure(chosen.log_level)
+    end_with_parent()
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:

@@ -69,7 +69,9 @@ class Settings(BaseSettings):
         None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC; without it there is no gRPC."
     )
     grpc_max_calls: int = Field(
-        512, ge=1, description="Most gRPC calls of a gateway process at once, streams and health watches included."
+        512,
+        ge=1,
+        description="Most gRPC calls of a gateway process at once, streams included; health has places of its own.",
     )
     traces_endpoint: AnyHttpUrl | None = Field(
         None,

@@ -81,7 +81,7 @@ async def _start(program: Program) -> asyncio.subprocess.Process:
         env=program.environment,
         stdout=sys.stderr,  # our own standard output is for whoever waits for the address
         start_new_session=True,
-        preexec_fn=_dies_with_us(program.at_death),
+        preexec_fn=die_with_parent(program.at_death),
     )
 
 
@@ -94,7 +94,8 @@ async def _end(process: asyncio.subprocess.Process, end: "asyncio.Task[int]", *,
         await end
 
 
-def _dies_with_us(number: signal.Signals) -> Callable[[], None]:
+def die_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """Return what a process calls to be sent a signal when the thread that started it ends."""
     prctl, set_death_signal = ctypes.CDLL(None).prctl, 1
 
     def before_exec() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import itertools
 import os
+import resource
 import select
 import signal
 import socket
@@ -73,7 +75,7 @@ class Watch:
         self.retries = 0
         self.counts: list[int] = []
         self.fetches = 0
-        self.on_loaded: Callable[[], None] = lambda: None
+        self.on_loaded: Callable[[], object] = lambda: None
 
     def restarted(self, variant: Servable) -> None:
         del variant
@@ -214,6 +216,14 @@ async def figures(host: RunnerHost) -> RunnerStatus:
     return status
 
 
+async def figures_at_rest(host: RunnerHost) -> RunnerStatus:
+    """Ask a host's only runner how it fares until it holds no request: it answers one before it lays it aside."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while (status := await figures(host)).in_flight:
+            continue
+    return status
+
+
 def asked(pool: RunnerPool) -> int:
     """Count the requests that a runner was sent and has not answered."""
     return sum(line.in_flight for desk in pool._desks.values() for line in desk.lines)
@@ -289,6 +299,19 @@ def ended(pid: int) -> bool:
         return bool(readable)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """Let this process open only so many more files for as long as the block lasts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (number for number in itertools.count() if not Path(f"/proc/self/fd/{number}").is_symlink())
+    limit = next(itertools.islice(free, count, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def open_descriptors() -> int:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from fastapi import Request
 
 from app.api.arrays import Array, from_base64, from_nested, from_npy, from_npz, npz_size
@@ -67,8 +68,8 @@ async def read_prediction(request: Request, *, limits: RequestLimits, held: Held
         text = await _received_text(request, limits, held)
         return _json_body(await aside(lambda: read_json(text), size_bytes=len(text)), size_bytes=len(text))
     data = await _received(request, limits, held)
-    if kind == NPY:
-        return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=0))
+    if kind == NPY:  # one in Fortran's order or a foreign byte order is copied
+        return Body(parse=_aside(lambda signature: _single(data, signature), size_bytes=len(data)))
     if kind == NPZ:
         return _npz_body(data, limit=limits.max_predict_bytes, held=held)
     return Body(parse=_aside(lambda _signature: EncodedImages(images=(data,)), size_bytes=0))
@@ -115,7 +116,7 @@ async def _received_text(request: Request, limits: RequestLimits, held: Held) ->
     bound = Bound(most_bytes=most_bytes, advice=advice, seconds=limits.body_timeout_seconds)
     coding = content_coding(request)
     if coding is None:
-        room = memoryview(bytearray(min(content_length(request), most_bytes)))
+        room = np.empty(min(content_length(request), most_bytes), np.uint8).data  # memory only as it is written
         return await read_bounded(request, bound, count=lambda count: held.add(_JSON_WEIGHT * count), into=room)
     packed = await read_bounded(request, bound, count=held.add)
     return await _unpacked(packed, coding, bound, count=lambda count: held.add(_JSON_WEIGHT * count))

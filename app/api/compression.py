@@ -14,6 +14,8 @@ CODINGS = ("gzip", "deflate")
 
 _PIECE_BYTES = 256 * 1024
 _WORTH_BYTES = 1024
+_LARGE_BYTES = 64 * 1024
+_JSON = "application/json"
 _FASTEST = 1
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # RFC 9110: deflate means the zlib format
 
@@ -93,21 +95,25 @@ def _unpack(unpacking: "zlib._Decompress", taken: memoryview, *, coding: str) ->
         data = unpacking.unconsumed_tail
 
 
-def packed_for(request: Request, answer: Response) -> Response:
-    """Pack an answer that is long enough, if the client asks for it."""
-    body = bytes(answer.body)
-    if len(body) <= _WORTH_BYTES:
+async def packed_for(request: Request, answer: Response) -> Response:
+    """Pack an answer in JSON that is long enough, if the client asks for it. Numbers as bytes hardly get shorter."""
+    if len(answer.body) <= _WORTH_BYTES or answer.media_type != _JSON:
         return answer
+    body = bytes(answer.body)
     answer.headers["Vary"] = "Accept-Encoding"
     coding = _asked_for(request.headers.get("accept-encoding", ""))
     if coding is None:
         return answer
-    packed = gzip.compress(body, _FASTEST, mtime=0) if coding == "gzip" else zlib.compress(body, _FASTEST)
+    packed = await asyncio.to_thread(_packed, body, coding) if len(body) > _LARGE_BYTES else _packed(body, coding)
     if len(packed) < len(body):
         answer.body = packed
         answer.headers["Content-Encoding"] = coding
         answer.headers["Content-Length"] = str(len(packed))
     return answer
+
+
+def _packed(body: bytes, coding: str) -> bytes:
+    return gzip.compress(body, _FASTEST, mtime=0) if coding == "gzip" else zlib.compress(body, _FASTEST)
 
 
 def _asked_for(accepted: str) -> str | None:

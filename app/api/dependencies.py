@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.api.intake import Intake
 from app.api.resolution import Resolver
+from app.api.statistics import RecentStatistics
 from app.catalogue.history import JobHistory
 from app.catalogue.routing import Routing
 from app.catalogue.shelf import Shelf
@@ -47,6 +48,7 @@ class Services:
     instruments: Instruments
     limits: RequestLimits
     intake: Intake
+    recent_statistics: RecentStatistics = field(default_factory=RecentStatistics)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process has been told to stop: what would go on for long should end."""
 

@@ -48,11 +48,13 @@ def answers(
     return described | {error: _problem(error) for error in sorted({*errors, 422, 500})}
 
 
-def json_body(schema: Mapping[str, Any], example: object, *others: tuple[str, str]) -> dict[str, Any]:
+def json_body(
+    schema: Mapping[str, Any], example: object, *others: tuple[str, str], required: bool = True
+) -> dict[str, Any]:
     """Describe a body that the route parses itself: JSON, or binary content as (media type, description)."""
     content: dict[str, Any] = {"application/json": {"schema": dict(schema), "example": example}}
     content |= {media: {"schema": _binary(text)} for media, text in others}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from app.api.validation import explain
 from app.domain.errors import (
@@ -125,8 +126,17 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         code=status.phrase.lower().replace(" ", "_").replace("-", "_"),
         detail=_http_detail(request, status, error.detail),
         request_id=request_id_of(request),
-        headers=error.headers,
+        headers={**(error.headers or {}), **_allowed(request, status)},
     )
+
+
+def _allowed(request: Request, status: HTTPStatus) -> dict[str, str]:
+    """Name all methods that a path takes: Starlette names those of the first of its routes alone."""
+    if status is not HTTPStatus.METHOD_NOT_ALLOWED:
+        return {}
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route.methods or set() for route in routes if route.path_regex.match(request.scope["path"])]
+    return {"Allow": ", ".join(sorted(set().union(*fitting)))}
 
 
 def _http_detail(request: Request, status: HTTPStatus, detail: str) -> str:

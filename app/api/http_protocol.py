@@ -1,36 +1,72 @@
-"""HTTP/1.1 as uvicorn reads it with httptools, with what that lacks: bounded headers, long bodies that the kernel
-writes where they are wanted, and a word when the client is gone.
+"""HTTP/1.1 as uvicorn reads it with httptools, with what that lacks: bounded headers, in size and in time, long bodies
+that the kernel writes where they are wanted, refusals that overtake no answer, and a word when the client is gone.
 """
 
 import asyncio
+import secrets
+from asyncio import TimerHandle
 from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import httptools
 from starlette.types import Scope
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from app.api.errors import problem
+from app.api.transport import GatheringTransport
+from app.domain.errors import OctetError
+
 MOST_HEADER_BYTES = 64 * 1024
+MOST_HEADER_SECONDS = 30.0
 HTTP_PROTOCOL = f"{__name__}:BoundedHttpProtocol"
 """What uvicorn is told to speak."""
 
 EXCHANGE = "octet.exchange"
 """Where a request's scope has its `Exchange`."""
 
-_SENTENCE = f"The request's headers are larger than {MOST_HEADER_BYTES} bytes, the limit: send fewer or shorter ones.\n"
-_REFUSAL = (
-    "HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    "content-type: text/plain; charset=utf-8\r\n"
-    f"content-length: {len(_SENTENCE)}\r\n"
-    "connection: close\r\n"
-    f"\r\n{_SENTENCE}"
-).encode()
-
-
-_READ_BYTES = 16 * 1024
+_LINGER_SECONDS, _LINGER_BYTES = 1.0, 4 * 2**20
+_READ_BYTES = 64 * 1024
+_HEAD_BYTES = 16 * 1024
 _scratch = memoryview(bytearray(_READ_BYTES))  # of all connections: what is read there is copied before the next read
+_head = _scratch[:_HEAD_BYTES]  # for what begins a request: what comes of a long body here must be copied again
+
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refusal:
+    """The answer to what no route ever sees."""
+
+    status: HTTPStatus
+    detail: str
+
+    def written(self) -> bytes:
+        """Write it as an answer that ends the connection."""
+        code = self.status.phrase.lower().replace(" ", "_")
+        answer = problem(self.status, code=code, detail=self.detail, request_id=secrets.token_hex(16))
+        lines = [f"HTTP/1.1 {self.status} {self.status.phrase}".encode()]
+        lines += [name + b": " + value for name, value in answer.raw_headers]
+        return b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)])
+
+
+_TOO_LARGE = _Refusal(
+    status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    detail=f"The request's headers are larger than {MOST_HEADER_BYTES} bytes, the limit: send fewer or shorter ones.",
+)
+_NO_HTTP = _Refusal(
+    status=HTTPStatus.BAD_REQUEST,
+    detail="What was sent is no HTTP/1.1: send requests as RFC 9112 describes them.",
+)
+_TOO_LATE = _Refusal(
+    status=HTTPStatus.REQUEST_TIMEOUT,
+    detail=f"The request's headers did not come within {MOST_HEADER_SECONDS:g} s, the limit: send them at once.",
+)
 
 
 class HeadersTooLarge(Exception):
@@ -44,24 +80,37 @@ class Exchange:
         on_lost: called when the connection is gone before the answer is complete.
         came_bytes: of the body, since `read_into`.
         left_bytes: of the body that are still to come past the parser; 0 unless `read_into` was called.
+        refused: what `count` raised; then nothing more is written to the memory.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self.on_lost: Callable[[], None] | None = None
         self.came_bytes = 0
         self.left_bytes = 0
+        self.refused: OctetError | None = None
         self._cycle = cycle
         self._memory: memoryview | None = None
+        self._count: Callable[[int], None] | None = None
 
-    def read_into(self, memory: memoryview) -> None:
-        """Take the body into `memory`, which is as long as it. ASGI's `receive` then tells of its end alone."""
+    @property
+    def whole(self) -> bool:
+        """Whether all of the request has come, read or not."""
+        return not self._cycle.more_body
+
+    def read_into(self, memory: memoryview, *, count: Callable[[int], None] | None = None) -> None:
+        """Take the body into `memory`, which is as long as it. ASGI's `receive` then tells of its end alone.
+
+        Args:
+            count: is told how many bytes came, as they come, and may refuse them.
+        """
         came, self._cycle.body = self._cycle.body, bytearray()
         memory[: len(came)] = came
-        self._memory, self.came_bytes, self.left_bytes = memory, len(came), len(memory) - len(came)
+        self._memory, self._count, self.left_bytes = memory, count, len(memory)
+        self.take(len(came))
 
     def forget_memory(self) -> None:
         """Write there no more: what is still to come of the body is dropped."""
-        self._memory = None
+        self._memory = self._count = None
 
     def place(self) -> memoryview:
         """Return where the next piece of the body goes."""
@@ -73,6 +122,14 @@ class Exchange:
         """Note that a piece has come."""
         self.came_bytes += size_bytes
         self.left_bytes -= size_bytes
+        if self._count is None:
+            return
+        try:
+            self._count(size_bytes)
+        except OctetError as error:
+            self.refused = error
+            self.forget_memory()
+            self._cycle.message_event.set()
 
 
 def exchange_of(scope: Scope) -> Exchange | None:
@@ -82,7 +139,7 @@ def exchange_of(scope: Scope) -> Exchange | None:
 
 
 class _Parsing(HttpToolsProtocol):
-    """Refuses headers and trailers over the limit with 431 and closes the connection.
+    """Refuses headers and trailers over the limit with 431, what is no HTTP with 400, and closes the connection.
 
     The parser keeps an unfinished header to itself. So what is counted is the bytes received since the parser last
     showed progress: the end of the headers, a piece of the body, the beginning of a chunk, the end of a message.
@@ -92,8 +149,17 @@ class _Parsing(HttpToolsProtocol):
     """
 
     _since_progress = 0
+    _dropped_bytes = 0
     _too_large = False
     _exchange: Exchange | None = None
+    _answering: RequestResponseCycle | None = None
+    _refusal: _Refusal | None = None
+    _late: TimerHandle | None = None
+
+    @property
+    def amid_body(self) -> bool:
+        """Whether the parser waits for the rest of a body."""
+        return self.cycle is not None and self.cycle.more_body
 
     def place(self) -> memoryview | None:
         """Return where the next bytes go that the parser shall not see; None if it shall."""
@@ -106,22 +172,38 @@ class _Parsing(HttpToolsProtocol):
             return
         exchange.take(size_bytes)
         if not exchange.left_bytes:
-            self.parser = httptools.HttpRequestParser(self)
+            self._parse_with(self)
             self.on_message_complete()
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(GatheringTransport(transport))
+        self._expect_headers()
+
     def data_received(self, data: bytes) -> None:
-        """Parse what has come."""
+        """Parse what has come, unless the connection is only to be closed."""
+        if self._refusal is not None:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
         self._since_progress += len(data)
-        super().data_received(data)
-        if self._since_progress > MOST_HEADER_BYTES and not self._too_large:
-            self._refuse()
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(_TOO_LARGE if self._too_large else _NO_HTTP)
+            return
+        if self._since_progress > MOST_HEADER_BYTES:
+            self._refuse(_TOO_LARGE)
+        elif self._late is None and not self._busy:
+            self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the client is gone."""
+        """Note that the client is gone, and tell whatever is at work for it, which more requests may stand behind."""
+        self._headers_came()
         super().connection_lost(exc)
-        exchange = self._exchange
-        if exchange is not None and exchange.on_lost is not None and not self.cycle.response_complete:
-            exchange.on_lost()
+        self._tell_lost()
 
     def on_headers_complete(self) -> None:
         """Begin a request, unless its headers, which may have come at once, are too large."""
@@ -129,9 +211,10 @@ class _Parsing(HttpToolsProtocol):
             self._too_large = True
             raise HeadersTooLarge
         self._since_progress = 0
+        self._headers_came()
         super().on_headers_complete()
         self._exchange = Exchange(self.cycle)
-        if _announced(self.headers) > _READ_BYTES:
+        if _announced(self.headers) > _HEAD_BYTES:
             self.flow.pause_reading()  # `receive` resumes it
         self.scope[EXCHANGE] = self._exchange  # type: ignore[literal-required]
 
@@ -145,21 +228,120 @@ class _Parsing(HttpToolsProtocol):
         self._since_progress = 0
 
     def on_message_complete(self) -> None:
-        """End a request."""
+        """End a request; one that asks for an upgrade ends where the next parser says so."""
         self._since_progress = 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser could not take."""
-        if self._too_large:
-            self._refuse()
-        else:
-            super().send_400_response(msg)
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or say what was wrong behind the last one."""
+        super().on_response_complete()
+        if self._refusal is not None and not self._busy:
+            self._close_with(self._refusal)
 
-    def _refuse(self) -> None:
-        self._too_large = True
-        self.transport.write(_REFUSAL)
-        self.transport.close()
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._answering is not None and not self._answering.response_complete
+
+    def _tell_lost(self) -> None:
+        """Tell whatever is at work that nobody will read its answer."""
+        cycle = self._answering
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        exchange = exchange_of(cycle.scope)  # type: ignore[arg-type]
+        if exchange is not None and exchange.on_lost is not None:
+            exchange.on_lost()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse, and ignore every wish for an upgrade (RFC 9110, section 7.8).
+
+        At such a wish the parser stops behind the headers. Another one reads on, told only how the body ends.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                told = [name + b": " + value for name, value in self.headers if name in _FRAMING]
+                self._parse_with(_Continuation(self))
+                data = b"\r\n".join([b"POST / HTTP/1.1", *told, b"", b""]) + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _parse_with(self, callbacks: object) -> None:
+        self.parser = httptools.HttpRequestParser(callbacks)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's first one
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Answer what cannot be read once all requests before it are answered, and close the connection."""
+        self._refusal = refusal
+        if self.cycle is not None and self.cycle.more_body:  # it is the rest of this one that cannot be read
+            if self.pipeline and self.pipeline[0][0] is self.cycle:
+                self.pipeline.popleft()
+            elif self._busy:
+                self._tell_lost()
+                self._close_with(None if self.cycle.response_started else refusal)
+                return
+        if not self._busy:
+            self._close_with(refusal)
+
+    def _close_with(self, refusal: _Refusal | None) -> None:
+        """Close the connection. One that is told why may still send: closed at once, it would lose the answer."""
+        if refusal is None or self.transport.is_closing():
+            self.transport.close()
+            return
+        self.transport.write(refusal.written())
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _expect_headers(self) -> None:
+        self._late = self.loop.call_later(MOST_HEADER_SECONDS, self._headers_late)
+
+    def _headers_came(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _headers_late(self) -> None:
+        self._late = None
+        if not self._busy:
+            self._refusal = _TOO_LATE
+            self._close_with(_TOO_LATE if self._since_progress else None)
+
+
+class _Continuation:
+    """Callbacks of a parser that reads on behind headers that were read already: its first headers say nothing new."""
+
+    def __init__(self, parsing: _Parsing) -> None:
+        self._parsing = parsing
+        self._again = True
+        self.on_body = parsing.on_body
+        self.on_chunk_header = parsing.on_chunk_header
+        self.on_message_complete = parsing.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._again:
+            self._parsing.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._again:
+            self._parsing.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._again:
+            self._parsing.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._again:
+            self._parsing.on_headers_complete()
+        self._again = False
 
 
 class BoundedHttpProtocol(asyncio.BufferedProtocol):
@@ -188,7 +370,9 @@ class BoundedHttpProtocol(asyncio.BufferedProtocol):
         del sizehint
         place = self._parsing.place()
         self._past_parser = place is not None
-        return _scratch if place is None else place
+        if place is not None:
+            return place
+        return _scratch if self._parsing.amid_body else _head
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the kernel wrote."""

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dependencies import Services, resolver_of, services_of
 from app.api.errors import CLIENT_LEFT, problem_of
+from app.api.headers import PlainHeaders
 from app.api.http_protocol import exchange_of
 from app.api.middleware import INFERENCE_ROUTE
 from app.api.model_paths import reference_in
@@ -63,13 +64,20 @@ class InferenceLane:
             if not left or task is None:
                 raise
             task.uncancel()
+            await Response(status_code=CLIENT_LEFT)(scope, receive, send)  # nobody reads it, but it is counted
         finally:
             if exchange is not None:
                 exchange.on_lost = None
 
 
+class _PlainRequest(Request):
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self._headers = PlainHeaders(scope)  # what `headers` returns, and would make otherwise
+
+
 async def _answer(found: _Found, scope: Scope, receive: Receive, send: Send) -> None:
-    request = Request(scope, receive)
+    request = _PlainRequest(scope, receive)
     try:
         response = await found.answer(request, services_of(request), resolver_of(request))
     except OctetError as error:
@@ -81,6 +89,8 @@ async def _answer(found: _Found, scope: Scope, receive: Receive, send: Send) -> 
 
 def _find(scope: Scope) -> _Found | None:
     parts, query = scope["path"].split("/"), scope["query_string"]
+    if "" in parts[1:]:
+        return None
     match parts:
         case ["", "v2", "models", model, "infer"] if not query:
             return _inferring("/v2/models/{model}/infer", model, None)

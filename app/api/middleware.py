@@ -8,12 +8,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import services_of
-from app.api.errors import problem
+from app.api.errors import RETRY_AFTER_SECONDS, problem
+from app.api.headers import header
+from app.api.http_protocol import exchange_of
+from app.domain.errors import VariantNotReady
 from app.telemetry.tracing import note_http_caller
 
 INFERENCE_ROUTE = "octet.inference_route"
@@ -54,23 +57,27 @@ class Observed:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.status, seen.started = message["status"], True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                named = [(b"x-request-id", request_id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
         try:
             await self._app(scope, receive, send_named)
-        except Exception:
-            _log.exception("unexpected error", extra={"octet": {"request_id": request_id}})
+        except (asyncio.CancelledError, Exception) as error:
+            if not isinstance(error, asyncio.CancelledError):  # which comes when the time to drain is over
+                _log.exception("unexpected error", extra={"octet": {"request_id": request_id}})
             if seen.started:  # only breaking the connection off tells the client that the body is not whole
                 raise
-            await _bug(request_id)(scope, receive, send_named)
+            await _last_word(error, request_id)(scope, receive, send_named)
         finally:
             _observe(scope, seen, seconds=time.perf_counter() - begun)
 
 
-def _bug(request_id: str) -> ASGIApp:
+def _last_word(error: BaseException, request_id: str) -> ASGIApp:
+    if isinstance(error, asyncio.CancelledError):
+        stopped = VariantNotReady("The service has stopped before it could answer: send the request again.")
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem(503, code=stopped.code, detail=stopped.message, request_id=request_id, headers=headers)
     return problem(
         500,
         code="internal_error",
@@ -80,8 +87,8 @@ def _bug(request_id: str) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+    given = header(scope, b"x-request-id")
+    return given if given and _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def _observe(scope: Scope, seen: _Seen, *, seconds: float) -> None:
@@ -105,7 +112,7 @@ def _observe(scope: Scope, seen: _Seen, *, seconds: float) -> None:
 
 
 class LingeringClose:
-    """Delivers an error that comes before the request's body has been read.
+    """Delivers an error that comes before the request's body has come.
 
     Closing a connection with unread bytes makes the kernel reset it, and the client may lose the answer (RFC 9112,
     section 9.6). So the answer goes out whole, what the client still sends is read and dropped for a while, and only
@@ -120,13 +127,14 @@ class LingeringClose:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, waits=_waits_for_continue(scope))
+        body, exchange = _Body(receive, waits=_waits_for_continue(scope)), exchange_of(scope)
         failing = False
 
         async def send_whole(message: Message) -> None:
             nonlocal failing
             if message["type"] == "http.response.start":
-                failing = message["status"] >= _ERRORS_BEGIN and not body.ended
+                here = body.ended or (exchange is not None and exchange.whole)
+                failing = message["status"] >= _ERRORS_BEGIN and not here
                 if failing:
                     MutableHeaders(scope=message)["Connection"] = "close"
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -168,9 +176,8 @@ class _Body:
 
 
 def _has_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    return header(scope, b"content-length") not in ("", "0") or header(scope, b"transfer-encoding") != ""
 
 
 def _waits_for_continue(scope: Scope) -> bool:
-    return Headers(scope=scope).get("expect", "").lower() == "100-continue"
+    return header(scope, b"expect").lower() == "100-continue"

@@ -1,5 +1,6 @@
 """One prediction: resolve, parse, infer, measure. What every inference protocol has in common."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from app.api.bodies import Parse
 from app.api.dependencies import Services
 from app.api.intake import Held
 from app.api.resolution import Resolved, Resolver
-from app.domain.errors import QueueFull, RequestInvalid
+from app.domain.errors import DeadlineExceeded, QueueFull, RequestInvalid
 from app.domain.names import Reference
 from app.domain.variants import Variant
 from app.serving.pool import Room
@@ -34,7 +35,8 @@ class Wishes:
     """What a request asks for beside its answer.
 
     Attributes:
-        timeout_seconds: how long the answer may take; None for as long as the service allows.
+        timeout_seconds: how long the answer may take, from the request's first byte on; None for as long as the service
+            allows.
         priority: higher ones are computed first; 0 is the usual one.
         affinity: the same key is answered by the same variant where weights decide.
     """
@@ -71,15 +73,18 @@ async def predict(
     reference: Reference,
     *,
     parse: Parse,
+    held: Held,
     began: float,
     wishes: Wishes = NO_WISHES,
 ) -> Prediction:
     """Answer with the variant that a reference means.
 
     Args:
+        held: counts the request's bytes, which become the variant's.
         began: `time.perf_counter()` when the request's first byte was read.
     """
     resolved = await resolver.resolve(reference, affinity=wishes.affinity)
+    held.assign(_key(resolved.variant))
     return await answer(services, resolved, parse=parse, began=began, wishes=wishes)
 
 
@@ -96,6 +101,9 @@ async def answer(
 
     Args:
         room: in which the body may lie already.
+
+    Raises:
+        DeadlineExceeded: it came, or was answered, too late.
     """
     variant = resolved.variant
     with _meters(services, variant).prediction(began=began) as observed:
@@ -104,7 +112,7 @@ async def answer(
             variant,
             inputs,
             preprocessing=resolved.preprocessing,
-            timeout_seconds=wishes.timeout_seconds,
+            timeout_seconds=_left_seconds(wishes, began=began),
             priority=wishes.priority,
             room=room,
         )
@@ -135,11 +143,12 @@ def room_for(
     """Lend shared memory for a body that is long enough to gain by it; first see whether it is worth reading.
 
     Raises:
-        QueueFull: its answer would come too late.
+        QueueFull, DeadlineExceeded: its answer would come too late.
     """
+    held.assign(_key(resolved.variant))
     try:
-        services.pool.check_wait(resolved.variant, timeout_seconds=wishes.timeout_seconds)
-    except QueueFull as error:
+        services.pool.check_wait(resolved.variant, timeout_seconds=_left_seconds(wishes, began=began))
+    except (QueueFull, DeadlineExceeded) as error:
         _meters(services, resolved.variant).refused(error, began=began)
         raise
     if not LEAST_ROOM_BYTES <= size_bytes <= services.limits.max_predict_bytes:
@@ -148,6 +157,27 @@ def room_for(
     with services.pool.room(resolved.variant, size_bytes=size_bytes, lead_bytes=lead_bytes) as room:
         held.room = room.memory
         yield room
+
+
+def _left_seconds(wishes: Wishes, *, began: float) -> float | None:
+    """Return how much is left of the time that a request gives; None if it gives none.
+
+    Raises:
+        DeadlineExceeded: nothing.
+    """
+    if wishes.timeout_seconds is None:
+        return None
+    left = wishes.timeout_seconds - (time.perf_counter() - began)
+    if left <= 0:
+        raise DeadlineExceeded(
+            f"The request took more than {1000 * wishes.timeout_seconds:g} ms to come, all the time that it gives: "
+            "send it faster, or give it more."
+        )
+    return left
+
+
+def _key(variant: Variant) -> tuple[str, int, str]:
+    return variant.model, variant.version, variant.name
 
 
 def _meters(services: Services, variant: Variant) -> VariantMeters:

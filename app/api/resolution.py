@@ -11,7 +11,7 @@ from random import Random
 from fastapi import Request
 
 from app.catalogue.routing import Candidates, Routing
-from app.domain.errors import OctetError, RequestInvalid
+from app.domain.errors import ModelNotFound, OctetError, RequestInvalid, Unavailable
 from app.domain.names import Reference
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.routing import Split
@@ -20,6 +20,8 @@ from app.domain.variants import Variant
 KEEP_SECONDS = 1.0
 RENEW_SECONDS = 0.5
 IN_USE_SECONDS = 10.0
+WITHOUT_STORE_SECONDS = 300.0
+MISSING_SECONDS = 0.5
 PREPARE_SECONDS = 5.0
 MOST_KEPT = 1024
 AFFINITY = "Octet-Affinity"
@@ -66,7 +68,9 @@ class Resolver:
     """Remembers for at most a second who may answer, so a new route is in force everywhere after that.
 
     Where requests are being answered, variants that come in with a new route are prepared first, for `PREPARE_SECONDS`
-    at most, and those of the old one go on answering meanwhile. Failures are not remembered.
+    at most, and those of the old one go on answering meanwhile. While the store is out of reach, what was read last
+    answers for `WITHOUT_STORE_SECONDS`. That there is no such model is remembered for `MISSING_SECONDS`, and no other
+    failure.
 
     Args:
         prepare: loads a variant; None lets the first request do it.
@@ -86,6 +90,7 @@ class Resolver:
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - it spreads load, it keeps no secret
         self._kept: dict[Reference, _Kept] = {}
+        self._missing: dict[Reference, tuple[str, float]] = {}
         self._readings: dict[Reference, asyncio.Task[_Kept]] = {}
         self._tasks: set[asyncio.Task[_Kept] | asyncio.Task[None]] = set()
 
@@ -111,6 +116,7 @@ class Resolver:
     def forget(self) -> None:
         """Ask the store again next time, and take what it says at once: a route has changed, and is prepared."""
         self._kept.clear()
+        self._missing.clear()
         self._readings.clear()
 
     async def aclose(self) -> None:
@@ -122,10 +128,17 @@ class Resolver:
     async def _in_force(self, reference: Reference) -> _Kept:
         kept, now = self._kept.get(reference), self._clock()
         if kept is None or now >= kept.until:
+            self._check_missing(reference, now=now)
             return await asyncio.shield(self._reading(reference))
         if now >= kept.renew_at:
             self._reading(reference)
         return kept
+
+    def _check_missing(self, reference: Reference, *, now: float) -> None:
+        """Raise what the store said a moment ago."""
+        message, until = self._missing.get(reference, ("", -math.inf))
+        if now < until:
+            raise ModelNotFound(message)
 
     def _reading(self, reference: Reference) -> asyncio.Task[_Kept]:
         """Return the task that reads the store for a reference; there is one at a time."""
@@ -145,8 +158,7 @@ class Resolver:
             log.debug("%s cannot be resolved: %s", reference, error)
 
     async def _read(self, reference: Reference) -> _Kept:
-        now = self._clock()
-        found = _kept_of(await self._routing.resolve(reference), now=now)
+        found = await self._found(reference)
         if self._readings.get(reference) is not asyncio.current_task():
             return found  # `forget` came in between, so this may be older than the change
         old = self._kept.get(reference)
@@ -157,6 +169,25 @@ class Resolver:
             self._kept.clear()
         self._kept[reference] = found
         return found
+
+    async def _found(self, reference: Reference) -> _Kept:
+        """Ask the store; while it is out of reach, go on with what it said last."""
+        now, old = self._clock(), self._kept.get(reference)
+        try:
+            return _kept_of(await self._routing.resolve(reference), now=now)
+        except ModelNotFound as error:
+            if len(self._missing) >= MOST_KEPT:
+                self._missing.clear()
+            if self._readings.get(reference) is asyncio.current_task():
+                self._missing[reference] = error.message, now + MISSING_SECONDS
+            raise
+        except Unavailable as error:
+            until = -math.inf if old is None else old.read_at + WITHOUT_STORE_SECONDS
+            if old is None or now >= until:
+                raise
+            if old.until != until:  # the first time
+                log.warning("%s goes on being answered as it was, for the store is out of reach: %s", reference, error)
+            return replace(old, renew_at=now + RENEW_SECONDS, until=until)
 
     def _must_prepare(self, found: _Kept, *, instead_of: _Kept) -> bool:
         """Whether new variants come in where the old ones are in use; where they are not, nobody gains by waiting."""

@@ -1,16 +1,44 @@
 """What runners have done since they started, in the form of the Open Inference Protocol's statistics extension."""
 
+import asyncio
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from app.domain.serving import RunnerStatus, Timing
 
+KEEP_SECONDS = 1.0
 _NS_PER_MS = 1_000_000
 
 Key = tuple[str, int]
 """A model and its version."""
+
+Ask = Callable[[], Awaitable[Sequence[RunnerStatus]]]
+
+
+class RecentStatistics:
+    """Remembers for a second how the runners fare: each is interrupted to tell, however many ask."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._told: Sequence[RunnerStatus] = ()
+        self._until = -math.inf
+
+    async def told(self, ask: Ask) -> Sequence[RunnerStatus]:
+        """Return how every runner of this machine fares, or did a moment ago; `ask` asks them."""
+        async with self._asking:
+            now = self._clock()
+            if now >= self._until:
+                self._told = await ask()
+                self._until = now + KEEP_SECONDS
+        return self._told
+
+    def forget(self) -> None:
+        """Ask again next time: it is known that something has changed."""
+        self._until = -math.inf
 
 
 def model_statistics(runners: Iterable[RunnerStatus], *, idle: Iterable[Key]) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 """What FastAPI does not check by itself: unknown query parameters, and how long a JSON body is."""
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from app.api.dependencies import services_of
@@ -13,6 +15,7 @@ from app.api.intake import Bound, read_bounded
 from app.domain.errors import RequestInvalid
 
 MOST_JSON_BYTES = 2**20
+_UNREADABLE = "The body cannot be read as JSON: send JSON text in UTF-8 that does not nest deeply."
 _ADVICE = "send files to /v1/models and /v1/datasets, arrays to /predict"
 
 
@@ -29,7 +32,12 @@ class StrictRoute(APIRoute):
             _check_parameters(request, known=known)
             if self.body_field is not None:
                 request = await _read_whole(request)
-            return await handle(request)
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                if error.status_code == HTTPStatus.BAD_REQUEST:  # so FastAPI says that its parser gave up
+                    raise RequestInvalid(_UNREADABLE) from error
+                raise
 
         return strictly
 

@@ -14,7 +14,7 @@ from grpc import StatusCode
 from grpc.aio import ServicerContext
 
 from app.api.resolution import AFFINITY
-from app.domain.errors import OctetError, RequestInvalid
+from app.domain.errors import OctetError, RequestInvalid, TooMany
 from app.rpc.statuses import status_of, trailers_of
 from app.telemetry.tracing import note_grpc_caller
 
@@ -67,20 +67,52 @@ class Failure:
     trailers: tuple[tuple[str, str], ...]
 
 
+class Quota:
+    """Bounds how many calls of a kind are under way at once.
+
+    Args:
+        what: these calls, in the plural.
+        advice: what to do about one too many.
+    """
+
+    def __init__(self, most: int, *, what: str, advice: str) -> None:
+        self._most = most
+        self._what = what
+        self._advice = advice
+        self._taken = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Count one more until the block ends.
+
+        Raises:
+            TooMany: that is more than there may be.
+        """
+        if self._taken >= self._most:
+            raise TooMany(f"{self._most} {self._what} are under way, the limit of a gateway process: {self._advice}.")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
 def unary(
-    method: str, behaviour: Unary[Asked, Answer], *, seconds: float
+    method: str, behaviour: Unary[Asked, Answer], *, seconds: float, quota: Quota
 ) -> Callable[[Messages[Asked], Context], Awaitable[Answer | None]]:
     """Wrap a method that takes one message, which must be there within `seconds`, and gives one unless it fails."""
 
     async def answered(messages: Messages[Asked], context: Context) -> Answer | None:
-        with _logged(method, context) as call:
+        with _logged(method, context) as call, quota.taken():
             return await behaviour(await _only(messages, seconds=seconds), call.next_message())
         return None
 
     return answered
 
 
-def watched(method: str, behaviour: Stream[Asked, Answer], *, seconds: float) -> Callable[..., Awaitable[None]]:
+def watched(
+    method: str, behaviour: Stream[Asked, Answer], *, seconds: float, quota: Quota
+) -> Callable[..., Awaitable[None]]:
     """Wrap a method that takes one message, which must be there within `seconds`, and gives many."""
 
     async def begun(messages: Messages[Asked], call: Call) -> AsyncGenerator[Answer, None]:
@@ -88,16 +120,16 @@ def watched(method: str, behaviour: Stream[Asked, Answer], *, seconds: float) ->
             async for answer in answers:
                 yield answer
 
-    return streaming(method, begun)
+    return streaming(method, begun, quota=quota)
 
 
 def streaming(
-    method: str, behaviour: Stream[Messages[Asked], Answer]
+    method: str, behaviour: Stream[Messages[Asked], Answer], *, quota: Quota
 ) -> Callable[[Messages[Asked], Context], Awaitable[None]]:
     """Wrap a method that takes and gives many messages; it is closed as soon as the client leaves."""
 
     async def answered(messages: Messages[Asked], context: Context) -> None:
-        with _logged(method, context) as call:
+        with _logged(method, context) as call, quota.taken():
             async with aclosing(behaviour(messages, call)) as answers:
                 async for answer in answers:
                     await context.write(answer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.api.binary_tensors import Inputs
 from app.api.bodies import aside
 from app.api.dependencies import Services
+from app.api.intake import Held
 from app.api.model_paths import reference_in
 from app.api.predictions import Prediction, predict
 from app.api.resolution import Resolver
@@ -45,7 +46,7 @@ class Inference:
         weight = 1 if is_raw(asked) else _TYPED_WEIGHT
         with self.services.instruments.requests_in_flight.track_inprogress(), self.services.intake.held() as held:
             held.add(size_bytes := weight * asked.ByteSize())
-            made = await self._predict(asked, call, size_bytes=0 if is_raw(asked) else size_bytes)
+            made = await self._predict(asked, call, held=held, size_bytes=0 if is_raw(asked) else size_bytes)
         return answer_of(asked, made)
 
     async def stream_infer(
@@ -66,7 +67,7 @@ class Inference:
             async for one in answers:
                 yield one
 
-    async def _predict(self, asked: pb.ModelInferRequest, call: Call, *, size_bytes: int) -> Prediction:
+    async def _predict(self, asked: pb.ModelInferRequest, call: Call, *, held: Held, size_bytes: int) -> Prediction:
         async def parse(signature: Signature) -> Inputs:
             return await aside(lambda: inputs_of(asked, signature), size_bytes=size_bytes)
 
@@ -75,6 +76,7 @@ class Inference:
             self.resolver,
             reference_in(asked.model_name, asked.model_version or None),
             parse=parse,
+            held=held,
             began=call.began,
             wishes=wishes_of(asked, call),
         )

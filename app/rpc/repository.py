@@ -39,12 +39,14 @@ class Repository:
         knobs = _knobs(asked)
         for variant in (await self.services.routing.resolve(reference_in(asked.model_name))).variants.values():
             await self.services.pool.load(variant, knobs=knobs)
+        self.services.recent_statistics.forget()
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, asked: pb.RepositoryModelUnloadRequest, _call: Call) -> pb.RepositoryModelUnloadResponse:
         """Stop the runners of who answers for a model once their requests are answered; the next one starts them."""
         for variant in (await self.services.routing.resolve(reference_in(asked.model_name))).variants.values():
             await self.services.pool.unload(variant)
+        self.services.recent_statistics.forget()
         return pb.RepositoryModelUnloadResponse()
 
 

@@ -24,12 +24,14 @@ from app.rpc.statistics import Statistics
 
 STOP_SECONDS = 10.0
 MOST_CALLS = 512
+MOST_HEALTH_CALLS = 512
 _LOOK_EVERY_SECONDS = 0.1
 _FAREWELL_SECONDS = 2 * health.LOOK_EVERY_SECONDS
 _REFUSE_SECONDS = 0.3
 _CALLS_PER_CONNECTION = 1000
 _HEADER_BYTES = 2**20  # names, shapes and parameters around a request's tensors
 _METADATA_BYTES = 16 * 1024
+_BEING_REFUSED = 64  # calls at once that are told why; gRPC itself refuses any more
 
 Behaviour = Callable[[Any, calls.Call], Any]
 
@@ -43,12 +45,14 @@ async def rpc_server(
     port: int,
     shared: bool = False,
     most_calls: int = MOST_CALLS,
+    most_health_calls: int = MOST_HEALTH_CALLS,
     stop_seconds: float = STOP_SECONDS,
 ) -> AsyncIterator[None]:
     """Serve until the process is told to stop or the block ends; then answer the calls under way, and take no more.
 
     Args:
-        most_calls: at once, streams and watches included; one more is refused with RESOURCE_EXHAUSTED.
+        most_calls: of the inference service at once, streams included; one more is refused with RESOURCE_EXHAUSTED.
+        most_health_calls: of the health service at once, watches included; these take no room from inference.
         shared: several processes listen on the port, and the kernel spreads connections among them. Alone, a process
             must not: it would take a part of another program's connections instead of failing.
 
@@ -57,10 +61,14 @@ async def rpc_server(
     """
     server = grpc.aio.server(
         options=_options(services.limits.max_predict_bytes + _HEADER_BYTES, shared=shared),
-        maximum_concurrent_rpcs=most_calls,
+        maximum_concurrent_rpcs=most_calls + most_health_calls + _BEING_REFUSED,
     )
     ending = asyncio.Event()
-    server.add_generic_rpc_handlers(_handlers(services, resolver, ending=ending))
+    quotas = (
+        calls.Quota(most_calls, what="calls", advice="make fewer at once, or raise OCTET_GRPC_MAX_CALLS"),
+        calls.Quota(most_health_calls, what="calls of the health service", advice="let clients share a watch"),
+    )
+    server.add_generic_rpc_handlers(_handlers(services, resolver, ending=ending, quotas=quotas))
     _listen(server, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     await server.start()
     draining = asyncio.create_task(_drain_when_told(server, services.stopping, ending, stop_seconds=stop_seconds))
@@ -116,7 +124,9 @@ def _options(most_bytes: int, *, shared: bool) -> list[tuple[str, int]]:
     ]
 
 
-def _handlers(services: Services, resolver: Resolver, *, ending: asyncio.Event) -> tuple[grpc.GenericRpcHandler, ...]:
+def _handlers(
+    services: Services, resolver: Resolver, *, ending: asyncio.Event, quotas: tuple[calls.Quota, calls.Quota]
+) -> tuple[grpc.GenericRpcHandler, ...]:
     readiness = Readiness(services)
     descriptions = Descriptions(services=services, resolver=resolver, readiness=readiness)
     inference = Inference(services=services, resolver=resolver, ending=ending)
@@ -140,24 +150,29 @@ def _handlers(services: Services, resolver: Resolver, *, ending: asyncio.Event) 
                 "RepositoryModelUnload": repository.unload,
             },
             seconds=services.limits.body_timeout_seconds,
+            quota=quotas[0],
         ),
         _service(
             health.SERVICE,
             {"Check": standing.check, "List": standing.list, "Watch": standing.watch},
             seconds=services.limits.body_timeout_seconds,
+            quota=quotas[1],
         ),
     )
 
 
 def _service(
-    service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], *, seconds: float
+    service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], *, seconds: float, quota: calls.Quota
 ) -> grpc.GenericRpcHandler:
     """Return the handler of a service, every method of which must have its behaviour."""
-    handlers = {method.name: _handler(method, behaviours[method.name], seconds=seconds) for method in service.methods}
+    handlers = {
+        method.name: _handler(method, _wrapped(method, behaviours[method.name], seconds=seconds, quota=quota))
+        for method in service.methods
+    }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _handler(method: MethodDescriptor, behaviour: Behaviour, *, seconds: float) -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(method: MethodDescriptor, behaviour: Callable[..., Awaitable[Any]]) -> "grpc.RpcMethodHandler[Any, Any]":
     """Return the handler of a method.
 
     For gRPC all take streams, if only of one message: a message is then read when the method asks for it, so that how
@@ -165,18 +180,20 @@ def _handler(method: MethodDescriptor, behaviour: Behaviour, *, seconds: float) 
     """
     make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
     return make(
-        _wrapped(method, behaviour, seconds=seconds),
+        behaviour,
         request_deserializer=_reader(GetMessageClass(method.input_type)),
         response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
 
 
-def _wrapped(method: MethodDescriptor, behaviour: Behaviour, *, seconds: float) -> Callable[..., Awaitable[Any]]:
+def _wrapped(
+    method: MethodDescriptor, behaviour: Behaviour, *, seconds: float, quota: calls.Quota
+) -> Callable[..., Awaitable[Any]]:
     if method.client_streaming:
-        return calls.streaming(method.name, behaviour)
+        return calls.streaming(method.name, behaviour, quota=quota)
     if method.server_streaming:
-        return calls.watched(method.name, behaviour, seconds=seconds)
-    return calls.unary(method.name, behaviour, seconds=seconds)
+        return calls.watched(method.name, behaviour, seconds=seconds, quota=quota)
+    return calls.unary(method.name, behaviour, seconds=seconds, quota=quota)
 
 
 def _reader(message: type[Message]) -> Callable[[bytes], Message]:

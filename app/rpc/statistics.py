@@ -22,7 +22,7 @@ class Statistics:
 
     async def of_model(self, asked: pb.ModelStatisticsRequest, _call: Call) -> pb.ModelStatisticsResponse:
         """Return what the runners of a model have done, or all runners if no model is named."""
-        runners = await self.services.pool.statistics()
+        runners = await self.services.recent_statistics.told(self.services.pool.statistics)
         if not asked.name:
             return _response(model_statistics(runners, idle=()))
         reference = reference_in(asked.name, asked.version or None)

@@ -23,6 +23,9 @@ class Channel(Generic[Kind]):
     """Calls `receive` with every message, in order, and `closed` once, when the other end is gone.
 
     Descriptors handed to `receive` are the receiver's to close.
+
+    Attributes:
+        broken: whether it ended though the other end is there: what came is no message, or one could not be sent.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Channel(Generic[Kind]):
         receive: Callable[[Kind, list[int]], None],
         closed: Callable[[], None],
     ) -> None:
+        self.broken = False
         self._socket = end
         self._decode = decode
         self._receive = receive
@@ -74,8 +78,11 @@ class Channel(Generic[Kind]):
                 self._forget_first()
         except BlockingIOError:
             self._write_later()
+        except ConnectionError:
+            self._fail()
         except OSError:
-            self._fail()  # a message too large to send is as much the end as a process that is gone
+            log.exception("A message cannot be sent: disconnected")
+            self._break()
 
     def _write_later(self) -> None:
         if not self._writing:
@@ -90,6 +97,10 @@ class Channel(Generic[Kind]):
     def _forget_first(self) -> None:
         for descriptor in self._unsent.popleft()[1]:
             os.close(descriptor)
+
+    def _break(self) -> None:
+        self.broken = True
+        self._fail()
 
     def _fail(self) -> None:
         if self._socket.fileno() >= 0:
@@ -116,7 +127,7 @@ class Channel(Generic[Kind]):
             log.exception("A message that is none came: disconnected")
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._fail()
+            self._break()
             return
         self._receive(message, descriptors)
 

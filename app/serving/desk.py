@@ -14,9 +14,14 @@ from app.serving.terms import Inference, Observer, PoolLimits
 
 MOST_DEATHS = 2
 SMALLEST_OUTPUTS = 4096
+MOST_OUTPUTS = 2**20
+"""An answer beyond it gets memory of its own: room for it in every segment would make every request slower."""
 HANGS_AFTER = 0.9
 """Of the time that a request may take: a runner that has answered nothing for so long is killed. Less than all of it,
 for a request is sent a little after its time begins."""
+WEDGED_AFTER = 1.9
+"""Of that time: a runner that has had one request for so long is killed though it answers others. It began before the
+request's time was over, and has computed for longer than any request may take."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class Desk:
         self.idle = asyncio.Event()
         self.idle.set()
         self.segments = SegmentPool(dropped=self._detach)
+        self.segments.keeps = False
         self.most_output_bytes = SMALLEST_OUTPUTS
         self.lines: list[Line] = []
         self._connect = connect
@@ -54,6 +60,7 @@ class Desk:
         self._limits = limits
         self._connecting: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] | None = None
+        self._watching: asyncio.TimerHandle | None = None
 
     async def answer(self, question: Question) -> Inference:
         """Answer a question by its deadline. If its runner dies it is sent again, unless two died of it.
@@ -101,6 +108,8 @@ class Desk:
         """Hang up every line."""
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         for line in list(self.lines):
             line.close()
         self.segments.close()
@@ -110,8 +119,13 @@ class Desk:
         self.segments.leave(segment)
 
     def overflowed(self, size_bytes: int) -> None:
-        """Leave so much room behind inputs from now on."""
-        self.most_output_bytes = max(self.most_output_bytes, size_bytes)
+        """Leave so much room behind inputs from now on, unless it is too much for every request to carry."""
+        if size_bytes <= MOST_OUTPUTS:
+            self.most_output_bytes = max(self.most_output_bytes, size_bytes)
+
+    def mistrusted(self, line: Line) -> None:
+        """Have a runner ended that nobody can talk with."""
+        self._hangs(line)
 
     def changed(self, line: Line) -> None:
         """Look for another line in place of one that is lost. Without any, who needs one asks for it himself.
@@ -122,6 +136,7 @@ class Desk:
         if line.dead and line in self.lines:
             self.lines.remove(line)
         if not self.lines:
+            self.segments.keeps = False
             self.segments.trim()
         if line.dead and not line.closing and self._soonest() is not None:
             self._begin_connecting()
@@ -161,6 +176,7 @@ class Desk:
         if self._connecting is None or self._connecting.done() or self._first is None:
             self._first = asyncio.get_running_loop().create_future()
             self._connecting = asyncio.create_task(self._get_lines(), name=f"lines to {self.variant.title}")
+            self._connecting.add_done_callback(self._stopped_connecting)
         elif self._first.done() and self._soonest() is None:
             self._first = asyncio.get_running_loop().create_future()
         return self._first
@@ -175,8 +191,15 @@ class Desk:
                 self._tell(error)
                 return
             self.lines += lines
+            self.segments.keeps = bool(self.lines)
             if self._soonest() is not None or not more:
                 self._tell(None)
+
+    def _stopped_connecting(self, task: asyncio.Task[None]) -> None:
+        """Tell who waits when it ended with a failure that nobody expected; the next request tries again."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("no line to %s", self.variant.title, exc_info=error)
+            self._tell(VariantNotReady(f"No line to a runner of {self.variant.title}: {error}. Try again later."))
 
     def _tell(self, error: OctetError | None) -> None:
         if self._first is None or self._first.done():
@@ -191,12 +214,29 @@ class Desk:
         for line in list(self.lines):
             if line.stuck_seconds() >= HANGS_AFTER * self._limits.request_timeout_seconds:
                 self._hangs(line)
+        self._watch()
         if self._soonest() is None:
             return VariantNotReady(f"{self.variant.title} is still starting: try again later.")
         return DeadlineExceeded(
             f"{self.variant.title} did not answer in the time that the request had: send fewer rows, or fewer "
             "requests at a time, or allow more time."
         )
+
+    def _watch(self) -> None:
+        """Look again later whether a runner still has what its caller has given up."""
+        if self._watching is None:
+            later = self._limits.request_timeout_seconds
+            self._watching = asyncio.get_running_loop().call_later(later, self._end_wedged)
+
+    def _end_wedged(self) -> None:
+        self._watching = None
+        most = self._limits.request_timeout_seconds
+        ages = {line: line.oldest_seconds() for line in self.lines}
+        for line, age in ages.items():
+            if age >= WEDGED_AFTER * most:
+                self._hangs(line)
+        if any(age >= HANGS_AFTER * most for age in ages.values()):
+            self._watch()
 
     def _wait_seconds(self) -> float:
         return min((line.wait_seconds() for line in self.lines if line.open), default=0.0)

@@ -4,37 +4,21 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from app.domain.errors import OctetError, VariantNotReady
-from app.domain.runners import (
-    Acquire,
-    Denied,
-    Done,
-    FromHost,
-    Granted,
-    HeldVariant,
-    Kill,
-    Overview,
-    Prepare,
-    Release,
-    Survey,
-    ToHost,
-)
+from app.domain.errors import VariantNotReady
+from app.domain.runners import HeldVariant
 from app.domain.serving import Knobs, RunnerStatus, Servable, Tuning
-from app.serving.channel import Channel
+from app.serving.footprint import STATUS_SECONDS, Told, ask, expected_bytes, is_idle, last_used_ns, taken_bytes
 from app.serving.keeper import Fetch, Keeper, KeeperClosed
+from app.serving.orders import Gateway
 from app.serving.runner import Runner
 from app.serving.terms import Observer, PoolLimits
-from app.wire import to_host
 
 log = logging.getLogger(__name__)
 
-STATUS_SECONDS = 1.0
-OVERHEAD_BYTES = 100 * 2**20
-GROWTH = 3
-"""A runner is expected to need `OVERHEAD_BYTES` for the engine and `GROWTH` times its artifact."""
+AGAIN_SECONDS = 0.5
 
 _Key = tuple[str, int, str]
 
@@ -53,15 +37,16 @@ class RunnerHost:
         self._limits = limits
         self._keepers: dict[_Key, Keeper] = {}
         self._tunings: dict[tuple[object, ...], Tuning] = {}
-        self._gateways: set[_Gateway] = set()
+        self._gateways: set[Gateway] = set()
         self._admission = asyncio.Lock()
         self._change = asyncio.Event()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._starting: set[Keeper] = set()
+        self._closing: dict[Keeper, asyncio.Task[None]] = {}
         self._closed = False
 
     def serve(self, end: socket.socket) -> None:
         """Serve one gateway until it hangs up."""
-        gateway = _Gateway(self, end, gone=self._gateways.discard)
+        gateway = Gateway(self, end, gone=self._gateways.discard)
         self._gateways.add(gateway)
 
     async def connect(self) -> socket.socket:
@@ -78,8 +63,13 @@ class RunnerHost:
             listener.bind(os.fspath(path))
             listener.listen(64)
             while True:
-                end, _ = await loop.sock_accept(listener)
-                self.serve(end)
+                try:
+                    end, _ = await loop.sock_accept(listener)
+                except OSError:
+                    log.exception("no gateway can connect: trying again in %g s", AGAIN_SECONDS)
+                    await asyncio.sleep(AGAIN_SECONDS)
+                else:
+                    self.serve(end)
 
     async def acquire(self, variant: Servable, *, have: tuple[int, ...]) -> tuple[tuple[Runner, ...], bool]:
         """Return the variant's ready runners other than `have`, once there is one, and whether more are starting.
@@ -111,8 +101,9 @@ class RunnerHost:
             keeper = self._keepers.get(variant.key)
             try:
                 if keeper is None or knobs is None or keeper.knobs == knobs:
-                    await (await self._keeper(variant, knobs=knobs)).ready()
-                    done = True
+                    found = await self._keeper(variant, knobs=knobs)
+                    await found.ready()
+                    done = knobs is None or found.knobs == knobs  # somebody else may have begun with others
                 else:
                     done = await self._replaced(keeper, knobs)
             except KeeperClosed:
@@ -126,15 +117,16 @@ class RunnerHost:
         Raises:
             VariantNotReady, StoreUnavailable, StoreFull: they cannot be started.
         """
-        fresh = self._new_keeper(keeper.variant, knobs)
+        fresh = await self._admit(keeper.variant, knobs, beside=keeper)
         try:
             await fresh.ready()
         except BaseException:
-            await fresh.close()
+            await asyncio.shield(self._close(fresh))
             raise
         if self._keepers.get(keeper.variant.key) is not keeper:
             await asyncio.shield(self._close(fresh))
             return False
+        self._starting.discard(fresh)
         self._keepers[keeper.variant.key] = fresh
         await asyncio.shield(self._close(keeper))
         return True
@@ -146,17 +138,16 @@ class RunnerHost:
             await asyncio.shield(self._close(keeper))
 
     def kill(self, serial: int) -> None:
-        """End a runner at once; its keeper starts another."""
-        for keeper in self._keepers.values():
+        """End a runner at once; its keeper starts another, unless it is draining."""
+        for keeper in (*self._all(), *self._closing):
             if (runner := keeper.find(serial)) is not None:
-                log.error("runner %d of %s hangs: killed", runner.pid, keeper.variant.title)
+                log.error("runner %d of %s hangs, or cannot be understood: killed", runner.pid, keeper.variant.title)
                 runner.shoot()
 
     async def statuses(self) -> tuple[RunnerStatus, ...]:
         """Ask every ready runner how it fares; one that does not say at once is left out."""
-        runners = [runner for keeper in self._keepers.values() for runner in keeper.runners]
-        asked = await asyncio.gather(*(_status(runner) for runner in runners))
-        return tuple(status for status in asked if status is not None)
+        told = await ask(tuple(self._keepers.values()))
+        return tuple(status for statuses in told.values() for status in statuses)
 
     def held(self) -> tuple[HeldVariant, ...]:
         """Return what the host keeps."""
@@ -174,22 +165,29 @@ class RunnerHost:
         """Start nothing more, drain every runner, and hang up."""
         self._closed = True
         self._tell()
-        keepers, self._keepers = list(self._keepers.values()), {}
+        keepers, self._keepers = self._all(), {}
         for keeper in keepers:
             self._close(keeper)
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._closing.values())
         gateways = list(self._gateways)
         for gateway in gateways:
             gateway.close()
         await asyncio.gather(*(gateway.ended() for gateway in gateways))
+        await asyncio.gather(*self._closing.values())  # what an order began to drain when it was given up
 
     def _close(self, keeper: Keeper) -> asyncio.Task[None]:
         """Drain a keeper; that goes on to its end even if nobody waits for it any more."""
-        self._remember(keeper)
-        closing = asyncio.create_task(keeper.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        return closing
+        if keeper not in self._closing:
+            self._remember(keeper)
+            self._starting.discard(keeper)
+            self._closing[keeper] = asyncio.create_task(keeper.close())
+            self._closing[keeper].add_done_callback(partial(self._on_closed, keeper))
+        return self._closing[keeper]
+
+    def _on_closed(self, keeper: Keeper, closing: asyncio.Task[None]) -> None:
+        del closing
+        del self._closing[keeper]
+        self._wake()
 
     async def _keeper(self, variant: Servable, *, knobs: Knobs | None) -> Keeper:
         """Return the variant's keeper, making room for it if it is new.
@@ -197,14 +195,94 @@ class RunnerHost:
         Raises:
             VariantNotReady: there is no room, or the host is closed.
         """
-        if variant.key not in self._keepers:
-            async with self._admission:
-                if variant.key not in self._keepers:
-                    await self._make_room(variant)
-                    if self._closed:
-                        raise VariantNotReady("The service is stopping: send the request to another gateway.")
-                    self._keepers[variant.key] = self._new_keeper(variant, knobs or self._limits.knobs)
-        return self._keepers[variant.key]
+        if variant.key in self._keepers:
+            return self._keepers[variant.key]
+        return await self._admit(variant, knobs or self._limits.knobs, beside=None)
+
+    async def _admit(self, variant: Servable, knobs: Knobs, *, beside: Keeper | None) -> Keeper:
+        """Begin to load a variant as soon as it fits; until then unload what is idle, the least recently used first.
+
+        Args:
+            beside: what it will replace, which goes on answering until then; None if nothing.
+
+        Returns:
+            its keeper, or the one that somebody else has begun meanwhile.
+
+        Raises:
+            VariantNotReady: it would never fit, nothing became idle in time, or the host is closed.
+        """
+        await self._check_fits(variant, knobs, beside=beside)
+        try:
+            async with asyncio.timeout(self._limits.request_timeout_seconds):
+                change = self._change
+                while (keeper := await self._admitted(variant, knobs, beside=beside)) is None:
+                    await self._give_way(expected_bytes(variant, knobs), change, beside=beside)
+                    change = self._change
+        except TimeoutError:
+            raise VariantNotReady(
+                f"{len(self._keepers)} variants are loaded and in use, so {variant.title} cannot be loaded: try again "
+                "later, or raise OCTET_MAX_LOADED_VARIANTS or OCTET_RUNNERS_MEMORY_BYTES."
+            ) from None
+        return keeper
+
+    async def _check_fits(self, variant: Servable, knobs: Knobs, *, beside: Keeper | None) -> None:
+        needed = taken = expected_bytes(variant, knobs)
+        if beside is not None:
+            taken += taken_bytes(beside, (await ask([beside]))[beside])
+        if taken > self._limits.total_memory_bytes:
+            runners = "1 runner" if knobs.instances == 1 else f"{knobs.instances} runners"
+            replaced = "" if beside is None else " beside the one that answers now"
+            raise VariantNotReady(
+                f"{variant.title} needs about {needed:,} bytes of memory for {runners}{replaced}, but all runners "
+                f"together may take {self._limits.total_memory_bytes:,}: raise OCTET_RUNNERS_MEMORY_BYTES, ask for "
+                "fewer instances, unload it first if it is loaded, or serve a smaller variant."
+            )
+
+    async def _admitted(self, variant: Servable, knobs: Knobs, *, beside: Keeper | None) -> Keeper | None:
+        """Return the variant's keeper if it is there or there is room for it now.
+
+        One at a time, so that no two take the same room; nobody waits in here for room.
+        """
+        async with self._admission:
+            if self._closed:
+                raise VariantNotReady("The service is stopping: send the request to another gateway.")
+            if beside is None and variant.key in self._keepers:
+                return self._keepers[variant.key]
+            draining = sum(expected_bytes(keeper.variant, keeper.knobs) for keeper in self._closing)
+            told = await ask(self._all())
+            if not self._has_room(expected_bytes(variant, knobs) + draining, told, beside=beside) or self._closed:
+                return None
+            keeper = self._new_keeper(variant, knobs)
+            if beside is None:
+                self._keepers[variant.key] = keeper
+            else:
+                self._starting.add(keeper)
+            return keeper
+
+    def _has_room(self, needed: int, told: Told, *, beside: Keeper | None) -> bool:
+        if beside is None and len(self._keepers) >= self._limits.max_loaded:
+            return False
+        taken = sum(taken_bytes(keeper, statuses) for keeper, statuses in told.items())
+        return taken + needed <= self._limits.total_memory_bytes
+
+    async def _give_way(self, needed: int, change: asyncio.Event, *, beside: Keeper | None) -> None:
+        """Drain the idle variant that was used longest ago, or wait for a change: what drains already may be enough."""
+        told = await ask(self._all())
+        kept = [keeper for keeper in self._keepers.values() if keeper in told and keeper is not beside]
+        idle = [keeper for keeper in kept if is_idle(keeper, told[keeper])]
+        if idle and not self._has_room(needed, told, beside=beside):
+            keeper = min(idle, key=lambda keeper: last_used_ns(keeper, told[keeper]))
+            del self._keepers[keeper.variant.key]
+            await asyncio.shield(self._close(keeper))
+            return
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):  # a runner does not tell when it becomes idle
+                await change.wait()
+        except TimeoutError:
+            return
+
+    def _all(self) -> tuple[Keeper, ...]:
+        return *self._keepers.values(), *self._starting
 
     def _new_keeper(self, variant: Servable, knobs: Knobs) -> Keeper:
         return Keeper(
@@ -217,134 +295,19 @@ class RunnerHost:
             changed=self._tell,
         )
 
-    async def _make_room(self, variant: Servable) -> None:
-        """Unload the least recently used idle variants until one more fits; wait while all that are there are in use.
-
-        Raises:
-            VariantNotReady: it would not fit alone, or nothing became idle in time.
-        """
-        needed = OVERHEAD_BYTES + GROWTH * variant.artifact.size_bytes
-        if needed > self._limits.total_memory_bytes:
-            raise VariantNotReady(
-                f"{variant.title} needs about {needed:,} bytes of memory, but all runners together may take "
-                f"{self._limits.total_memory_bytes:,}: raise OCTET_RUNNERS_MEMORY_BYTES, or serve a smaller variant."
-            )
-        try:
-            async with asyncio.timeout(self._limits.request_timeout_seconds):
-                while not self._closed and not await self._has_room(needed):
-                    await self._evict()
-        except TimeoutError:
-            raise VariantNotReady(
-                f"{len(self._keepers)} variants are loaded and in use, so {variant.title} cannot be loaded: try again "
-                "later, or raise OCTET_MAX_LOADED_VARIANTS or OCTET_RUNNERS_MEMORY_BYTES."
-            ) from None
-
-    async def _has_room(self, needed: int) -> bool:
-        if len(self._keepers) >= self._limits.max_loaded:
-            return False
-        taken = sum(status.pss_bytes for status in await self.statuses())
-        return taken + needed <= self._limits.total_memory_bytes
-
-    async def _evict(self) -> None:
-        """Drain the idle variant that was used longest ago, or wait until something changes."""
-        statuses = await self.statuses()
-        idle = [keeper for keeper in self._keepers.values() if _is_idle(keeper, statuses)]
-        if idle:
-            keeper = min(idle, key=lambda keeper: _last_used_ns(keeper, statuses))
-            del self._keepers[keeper.variant.key]
-            await asyncio.shield(self._close(keeper))
-            return
-        self._change.clear()
-        try:
-            async with asyncio.timeout(STATUS_SECONDS):  # a runner does not tell when it becomes idle
-                await self._change.wait()
-        except TimeoutError:
-            return
-
     def _remember(self, keeper: Keeper) -> None:
         if keeper.tuning is not None:
             self._tunings[_measured_by(keeper.variant, keeper.knobs)] = keeper.tuning
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         self._change.set()
+        self._change = asyncio.Event()
+
+    def _tell(self) -> None:
+        self._wake()
         for keeper in self._keepers.values():
             self._remember(keeper)
         self._observer.loaded(sum(len(keeper.runners) for keeper in self._keepers.values()))
-
-
-class _Gateway:
-    """One gateway's end: takes its orders, each as a task of its own."""
-
-    def __init__(self, host: RunnerHost, end: socket.socket, *, gone: "Callable[[_Gateway], None]") -> None:
-        self._host = host
-        self._gone = gone
-        self._orders: set[asyncio.Task[None]] = set()
-        self._channel: Channel[ToHost] = Channel(end, decode=to_host, receive=self._receive, closed=self.close)
-
-    def close(self) -> None:
-        """Forget what it ordered, and hang up."""
-        for order in self._orders:
-            order.cancel()
-        self._channel.close()
-        self._gone(self)
-
-    async def ended(self) -> None:
-        """Wait until what it ordered is done or given up."""
-        await asyncio.gather(*self._orders, return_exceptions=True)
-
-    def _receive(self, message: ToHost, descriptors: list[int]) -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if isinstance(message, Kill):
-            self._host.kill(message.serial)
-            return
-        order = asyncio.create_task(self._obey(message))
-        self._orders.add(order)
-        order.add_done_callback(self._orders.discard)
-
-    async def _obey(self, message: Acquire | Prepare | Release | Survey) -> None:
-        try:
-            answer, descriptors = await self._answer(message)
-        except OctetError as error:
-            answer, descriptors = Denied(id=message.id, code=error.code, message=error.message), ()
-        self._channel.send(answer, descriptors=descriptors)
-
-    async def _answer(self, message: Acquire | Prepare | Release | Survey) -> tuple[FromHost, tuple[int, ...]]:
-        match message:
-            case Acquire():
-                runners, more = await self._host.acquire(message.variant, have=message.have)
-                granted = Granted(id=message.id, serials=tuple(runner.serial for runner in runners), more=more)
-                return granted, tuple(descriptor for runner in runners for descriptor in runner.connect())
-            case Prepare():
-                await self._host.prepare(message.variant, knobs=message.knobs)
-            case Release():
-                await self._host.release(message.variant)
-            case Survey():
-                runners_now = await self._host.statuses()
-                return Overview(id=message.id, runners=runners_now, held=self._host.held()), ()
-        return Done(id=message.id), ()
-
-
-async def _status(runner: Runner) -> RunnerStatus | None:
-    try:
-        async with asyncio.timeout(STATUS_SECONDS):
-            return await runner.status()
-    except TimeoutError:
-        return None
-
-
-def _of(keeper: Keeper, statuses: tuple[RunnerStatus, ...]) -> list[RunnerStatus]:
-    return [status for status in statuses if (status.model, status.version, status.variant) == keeper.variant.key]
-
-
-def _is_idle(keeper: Keeper, statuses: tuple[RunnerStatus, ...]) -> bool:
-    """Whether all its runners said that they hold no request; one that is still starting is not idle."""
-    told = _of(keeper, statuses)
-    return keeper.complete and len(told) == len(keeper.runners) and not any(status.in_flight for status in told)
-
-
-def _last_used_ns(keeper: Keeper, statuses: tuple[RunnerStatus, ...]) -> int:
-    return max(keeper.used_ns, *(status.last_inference_ns for status in _of(keeper, statuses)))
 
 
 def _measured_by(variant: Servable, knobs: Knobs) -> tuple[object, ...]:

@@ -38,6 +38,8 @@ class KeeperClosed(Exception):
 class Keeper:
     """Runs one variant's runners. A start that fails fails those who wait, and is not repeated at once.
 
+    It is repeated later: by itself while another runner answers, otherwise when somebody asks.
+
     Args:
         tuning: what an earlier runner of the artifact measured; None if none did.
         changed: called when a runner became ready, or is so no more.
@@ -84,8 +86,16 @@ class Keeper:
         """Whether all its runners answer."""
         return len(self.runners) == self.knobs.instances
 
+    @property
+    def settled(self) -> bool:
+        """Whether every one of its runners answers, or failed to start: none is on its way."""
+        answering = {runner.load.instance for runner in self.runners}
+        return all(life.done() or instance in answering for instance, life in enumerate(self._lives))
+
     async def fresh(self, *, have: Collection[int]) -> tuple[Runner, ...]:
         """Wait for ready runners other than those; return all of them.
+
+        As long as one of those answers, a start that failed is waited out: it is repeated.
 
         Raises:
             VariantNotReady, StoreUnavailable, StoreFull: none can be started.
@@ -94,6 +104,8 @@ class Keeper:
         self.used_ns = time.monotonic_ns()
         self._start_again()
         while not (found := tuple(runner for runner in self.runners if runner.serial not in have)):
+            if not self.runners:
+                self._check_hope()
             await self._wait()
         return found
 
@@ -107,6 +119,7 @@ class Keeper:
         self.used_ns = time.monotonic_ns()
         self._start_again()
         while not self.complete:
+            self._check_hope()
             await self._wait()
 
     async def close(self) -> None:
@@ -128,18 +141,33 @@ class Keeper:
         """Wait for any change.
 
         Raises:
-            VariantNotReady, StoreUnavailable, StoreFull: the change is that a start failed.
-            KeeperClosed: there will be no change.
+            KeeperClosed: there will be none.
         """
         if self._closed:
             raise KeeperClosed
-        if self._error is not None:
-            raise self._error
         await self._change.wait()
+
+    def _check_hope(self) -> None:
+        """Check that what was started may still be ready.
+
+        Raises:
+            VariantNotReady, StoreUnavailable, StoreFull: a start failed.
+        """
+        if self._error is not None and not self._closed:
+            raise self._error
 
     def _start_again(self) -> None:
         """Begin anew what a failed start ended, unless that was only just."""
-        if self._closed or time.monotonic() < self._next_start:
+        if time.monotonic() >= self._next_start:
+            self._begin_again()
+
+    def _repeat(self) -> None:
+        """Begin anew what a failed start ended, though nobody asked: others of its runners answer, and are too few."""
+        if any(not life.done() for life in self._lives):
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        if self._closed:
             return
         for instance, life in enumerate(self._lives):
             if life.done():
@@ -219,7 +247,9 @@ class Keeper:
             return
         error = life.exception()
         self._failures += 1
-        self._next_start = time.monotonic() + delay_seconds(self._failures + 1)
+        delay = delay_seconds(self._failures + 1)
+        self._next_start = time.monotonic() + delay
+        asyncio.get_running_loop().call_later(delay, self._repeat)
         if error is not None:
             log.error("no runner for %s: %s", self.variant.title, error)
             self._error = error if isinstance(error, OctetError) else VariantNotReady(f"No runner started: {error}")

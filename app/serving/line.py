@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.domain.errors import JobFailure, OctetError, RunnerCrashed, tree
+from app.domain.errors import JobFailure, OctetError, RunnerCrashed, VariantNotReady, tree
 from app.domain.runners import (
     Answer,
     Attach,
@@ -83,6 +83,9 @@ class Owner(Protocol):
     def overflowed(self, size_bytes: int) -> None:
         """An answer needed so many bytes and found no room behind its inputs."""
 
+    def mistrusted(self, line: "Line") -> None:
+        """The runner lives, but what it sends cannot be understood: it may still write where it was asked to."""
+
     def changed(self, line: "Line") -> None:
         """The line is dead, or takes no more requests."""
 
@@ -117,6 +120,12 @@ class Line:
         """Return how long a request that comes now will wait, as the runner reckons."""
         return self._board.wait_seconds()
 
+    def oldest_seconds(self) -> float:
+        """Return for how long the runner has had the question that it has had the longest."""
+        if not self._sent:
+            return 0.0
+        return (time.monotonic_ns() - next(iter(self._sent.values())).sent_ns) / 1e9
+
     def stuck_seconds(self) -> float:
         """Return for how long the runner has been asked something and has answered nothing."""
         if not self._sent:
@@ -130,6 +139,7 @@ class Line:
         Raises:
             LineLost: the runner died before it answered.
             LineClosing: it takes no more questions.
+            VariantNotReady: this process has no descriptor left to send it with.
             OctetError: what it refused the question with.
         """
         if not self.open:
@@ -155,14 +165,7 @@ class Line:
 
     def _send(self, question: Question, *, alone: bool) -> tuple[int, asyncio.Future[Inference]]:
         segment, number = question.segment, next(self._ids)
-        if segment.number not in self._attached:
-            self._attached.add(segment.number)
-            attach = Attach(segment=segment.number, size_bytes=segment.size_bytes)
-            self._channel.send(attach, descriptors=(os.dup(segment.descriptor),))
         segment.forget_begun()
-        segment.users += 1
-        answered: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
-        self._sent[number] = _Sent(segment=segment, sent_ns=time.monotonic_ns(), answered=answered)
         infer = Infer(
             id=number,
             segment=segment.number,
@@ -174,8 +177,25 @@ class Line:
             priority=question.priority,
             alone=alone,
         )
-        self._channel.send(infer)
+        try:
+            if segment.number not in self._attached:
+                self._attach(segment)
+            self._channel.send(infer)
+        except OSError as error:
+            raise VariantNotReady(
+                f"The request cannot be sent to its runner ({error}): try again later, or let the gateway's process "
+                "open more files."
+            ) from error
+        # booked only now: what could not be sent is never answered
+        segment.users += 1
+        answered: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
+        self._sent[number] = _Sent(segment=segment, sent_ns=time.monotonic_ns(), answered=answered)
         return number, answered
+
+    def _attach(self, segment: Segment) -> None:
+        attach = Attach(segment=segment.number, size_bytes=segment.size_bytes)
+        self._channel.send(attach, descriptors=(os.dup(segment.descriptor),))
+        self._attached.add(segment.number)
 
     def _receive(self, message: FromRunner, descriptors: list[int]) -> None:
         match message:
@@ -189,14 +209,16 @@ class Line:
                 self._hang_up_when_done()
             case _:
                 log.error("A runner sent its gateway %s", type(message).__name__)
+                self._channel.broken = True
                 self.close()
 
     def _on_answer(self, answer: Answer, descriptors: list[int]) -> None:
         sent = self._sent[answer.id]
         try:
-            segment = adopt(descriptors[0], answer.overflow_bytes) if descriptors else sent.segment
+            # without a descriptor to spare the kernel delivers an answer, but not the descriptor beside it
+            segment = adopt(descriptors[0], answer.overflow_bytes) if answer.overflow_bytes else sent.segment
             outputs = {} if sent.answered.done() else segment.read(answer.outputs)
-        except (TypeError, ValueError) as error:
+        except (LookupError, OSError, TypeError, ValueError) as error:
             self._settle(answer.id, RunnerCrashed(f"The runner's answer cannot be read: {error}"))
             return
         if descriptors:
@@ -226,15 +248,21 @@ class Line:
             self.close()
 
     def _die(self) -> None:
-        """Fail everything that waits. What the runner was computing is suspected of its death."""
+        """Fail everything that waits. What the runner was computing is suspected of its death.
+
+        Its memory is not used again: the line can be lost while the runner lives and writes.
+        """
         if self.dead:
             return
         self.dead, self.open = True, False
         self._board.close()
+        if self._channel.broken:
+            self._owner.mistrusted(self)
         for sent in self._sent.values():
             if not sent.answered.done():
                 sent.answered.set_exception(LineLost(suspect=sent.segment.begun))
                 sent.answered.exception()  # seen: whoever waited may be gone
+            sent.segment.spoilt = True
             self._owner.left(sent.segment)
         self._sent.clear()
         self._owner.changed(self)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -33,6 +34,9 @@ from app.serving.segments import Board, Segment
 from app.serving.terms import Inference, Inputs, Observer, PoolLimits
 
 Describe = Callable[[Variant], Awaitable[Servable]]
+
+SURVEY_SECONDS = 3.0
+"""How long the host may take beyond what it waits for itself: one that says nothing for longer stands still."""
 
 _Key = tuple[str, int, str]
 
@@ -143,11 +147,15 @@ class RunnerPool:
             VariantNotReady, StoreUnavailable, StoreFull: they cannot be started.
         """
         servable = await self._describe(variant)
-        await self._order(Prepare(id=self._host.next_id(), variant=servable, knobs=knobs), Done)
+        order = Prepare(id=self._host.next_id(), variant=servable, knobs=knobs)
+        # room is waited for, then every start, then the end of what these replace
+        starts = (knobs or self._limits.knobs).instances * self._limits.start_timeout_seconds
+        await self._order(order, Done, seconds=starts + 2 * self._limits.request_timeout_seconds)
 
     async def unload(self, variant: Variant) -> None:
         """Stop the variant's runners once what they hold is answered. One that is not loaded stays so."""
-        await self._order(Release(id=self._host.next_id(), variant=Servable.of(variant, None)), Done)
+        order = Release(id=self._host.next_id(), variant=Servable.of(variant, None))
+        await self._order(order, Done, seconds=self._limits.request_timeout_seconds)
 
     def ready(self, variant: Variant) -> bool:
         """Whether a request would be answered without waiting for a runner to start."""
@@ -163,16 +171,25 @@ class RunnerPool:
         return (await self._survey()).held
 
     async def _survey(self) -> Overview:
-        return await self._order(Survey(id=self._host.next_id()), Overview)
+        return await self._order(Survey(id=self._host.next_id()), Overview, seconds=0)
 
-    async def _order(self, question: Prepare | Release | Survey, kind: type[Reply]) -> Reply:
+    async def _order(self, question: Prepare | Release | Survey, kind: type[Reply], *, seconds: float) -> Reply:
         """Ask the host something that is not repeated by itself.
 
+        Args:
+            seconds: how long it may have to wait for others to do it.
+
         Raises:
-            OctetError: it was denied, or the host has ended.
+            OctetError: it was denied, or the host has ended or does not reply in time.
         """
         try:
-            reply, _ = await self._host.ask(question, kind)
+            async with asyncio.timeout(seconds + SURVEY_SECONDS):
+                reply, _ = await self._host.ask(question, kind)
+        except TimeoutError:
+            raise VariantNotReady(
+                f"The process that starts runners did not reply within {seconds + SURVEY_SECONDS:g} s: it may still do "
+                "as asked, so look before you try again."
+            ) from None
         except HostGone:
             raise VariantNotReady(
                 "The process that starts runners has ended and is being started again: try again soon."
@@ -214,15 +231,34 @@ class RunnerPool:
             granted, descriptors = await self._host.ask(acquire, Granted)
         except HostGone:
             return [], True
-        ends, boards = descriptors[::2], descriptors[1::2]
-        lines = [
-            Line(serial, socket.socket(fileno=end), Board(board), owner=desk)
-            for serial, end, board in zip(granted.serials, ends, boards, strict=True)
-        ]
-        return lines, granted.more
+        return _lines(granted, descriptors, desk), granted.more
 
     def _kill(self, line: Line) -> None:
         self._host.tell(Kill(serial=line.serial))
+
+
+def _lines(granted: Granted, descriptors: list[int], desk: Desk) -> list[Line]:
+    """Make lines of what the host granted.
+
+    Raises:
+        VariantNotReady: this process has too few descriptors left; those that came are closed.
+    """
+    lines: list[Line] = []
+    left = list(descriptors)
+    try:
+        for serial in granted.serials:
+            board = Board(left.pop(1))
+            lines.append(Line(serial, socket.socket(fileno=left.pop(0)), board, owner=desk))
+    except (OSError, IndexError) as error:  # the kernel drops descriptors for which there is no room
+        for line in lines:
+            line.close()
+        for descriptor in left:
+            os.close(descriptor)
+        raise VariantNotReady(
+            f"This gateway has no descriptor left for a line to {desk.variant.title} ({error}): try again later, or "
+            "let its process open more files."
+        ) from error
+    return lines
 
 
 @contextlib.contextmanager

@@ -40,6 +40,9 @@ class RunnerProcess:
             unwanted.kill()
             await unwanted.communicate()
             raise
+        except BaseException:
+            ours.close()
+            raise
         return cls(process, name=name), ours
 
     @property

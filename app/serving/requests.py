@@ -122,7 +122,7 @@ def _check_sides(spec: TensorSpec, sides: tuple[int, ...], preprocessing: ImageP
 
 def _plain(spec: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the array in C order and in the type in which it lies in memory; not a copy if it is so already."""
-    return np.ascontiguousarray(array if array.dtype.kind != "V" else array.view(storage(spec.dtype)))
+    return np.asarray(array if array.dtype.kind != "V" else array.view(storage(spec.dtype)), order="C")
 
 
 def _check_array(spec: TensorSpec, inputs: Arrays) -> None:

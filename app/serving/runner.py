@@ -83,11 +83,16 @@ class Runner:
 
     def connect(self) -> tuple[int, int]:
         """Give the runner one more gateway; return the descriptors of the gateway's end and of the board."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        board = os.dup(self._board)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(board)
+            raise
         # a gateway that does not read must not hold the runner up
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self._channel.send(Connect(), descriptors=(theirs.detach(),))
-        return ours.detach(), os.dup(self._board)
+        return ours.detach(), board
 
     async def status(self) -> RunnerStatus | None:
         """Ask the runner how it fares; None if it is dead."""

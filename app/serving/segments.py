@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.domain.errors import QueueFull
 from app.domain.runners import ALIGNMENT, BOARD_BYTES, SEGMENT_HEADER_BYTES, Part
 from app.serving.requests import storage
 
@@ -20,13 +21,18 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Segment:
-    """One mapping; `number` names it in messages. Who took it and every runner that works on it are its users."""
+    """One mapping; `number` names it in messages. Who took it and every runner that works on it are its users.
+
+    Attributes:
+        spoilt: whether a runner that answers no more may still write here: no other request gets it.
+    """
 
     def __init__(self, descriptor: int, *, number: int, size_bytes: int) -> None:
         self.number = number
         self.size_bytes = size_bytes
         self.descriptor = descriptor
         self.users = 0
+        self.spoilt = False
         self._map = mmap.mmap(descriptor, size_bytes)
         self.memory = memoryview(self._map)
         self._address = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
@@ -89,8 +95,12 @@ class Board:
 def create(size_bytes: int) -> int:
     """Return the descriptor of new anonymous memory. Its size is sealed: no peer can cut it short under a reader."""
     descriptor = os.memfd_create("octet-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, size_bytes)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -117,28 +127,30 @@ class SegmentPool:
 
     Attributes:
         size_bytes: of all its segments, lent and idle.
+        keeps: whether a segment that comes back is kept for the next request.
     """
 
     def __init__(self, *, dropped: Callable[[Segment], None]) -> None:
         self.size_bytes = 0
+        self.keeps = True
         self._idle: list[Segment] = []
         self._idle_bytes = 0
         self._made = 0
-        self._closed = False
         self._dropped = dropped
 
     def take(self, size_bytes: int) -> Segment:
-        """Return a segment of at least `size_bytes`, with one user."""
+        """Return a segment of at least `size_bytes`, with one user.
+
+        Raises:
+            QueueFull: there is neither an idle one nor a descriptor or memory for a new one.
+        """
         fitting = [segment for segment in self._idle if segment.size_bytes >= size_bytes]
         if fitting:
             segment = min(fitting, key=lambda idle: idle.size_bytes)
             self._idle.remove(segment)
             self._idle_bytes -= segment.size_bytes
         else:
-            size = max(SMALLEST_BYTES, 1 << (size_bytes - 1).bit_length())
-            self._made += 1
-            self.size_bytes += size
-            segment = Segment(create(size), number=self._made, size_bytes=size)
+            segment = self._make(max(SMALLEST_BYTES, 1 << (size_bytes - 1).bit_length()))
         segment.users = 1
         segment.forget_begun()
         return segment
@@ -150,7 +162,9 @@ class SegmentPool:
             return
         self._idle.append(segment)
         self._idle_bytes += segment.size_bytes
-        if self._closed:
+        if segment.spoilt:
+            self._drop(self._idle.pop())
+        if not self.keeps:
             self.trim()
         while len(self._idle) > MOST_IDLE or self._idle_bytes > MOST_IDLE_BYTES:
             largest = max(self._idle, key=lambda idle: idle.size_bytes)
@@ -159,13 +173,31 @@ class SegmentPool:
 
     def close(self) -> None:
         """Drop everything that is idle, and what is still lent as soon as it comes back."""
-        self._closed = True
+        self.keeps = False
         self.trim()
 
     def trim(self) -> None:
         """Drop what is idle."""
         while self._idle:
             self._drop(self._idle.pop())
+
+    def _make(self, size_bytes: int) -> Segment:
+        try:
+            descriptor = create(size_bytes)
+            try:
+                segment = Segment(descriptor, number=self._made + 1, size_bytes=size_bytes)
+            except OSError:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            raise QueueFull(
+                f"This gateway has no room for a request of {size_bytes:,} bytes ({error}): send fewer requests at a "
+                "time, or let its process open more files and have more memory.",
+                retry_after_seconds=1,
+            ) from error
+        self._made += 1
+        self.size_bytes += size_bytes
+        return segment
 
     def _drop(self, segment: Segment) -> None:
         self._idle_bytes -= segment.size_bytes

@@ -84,8 +84,8 @@ def test_only_one_known_coding_is_taken() -> None:
             content_coding(request(content_encoding=text))
 
 
-def answer_to(accepted: str, body: bytes = TEXT) -> Response:
-    return packed_for(request(accept_encoding=accepted), Response(body))
+def answer_to(accepted: str, body: bytes = TEXT, *, media_type: str = "application/json") -> Response:
+    return asyncio.run(packed_for(request(accept_encoding=accepted), Response(body, media_type=media_type)))
 
 
 def test_an_answer_is_packed_for_who_asks() -> None:
@@ -99,6 +99,26 @@ def test_an_answer_is_packed_for_who_asks() -> None:
         assert answer.headers["content-encoding"] == coding
         assert answer.headers["content-length"] == str(len(answer.body))
         assert unpacks[coding](bytes(answer.body)) == TEXT
+
+
+def test_an_answer_of_bytes_goes_as_it_is() -> None:
+    for media_type in ("application/octet-stream", "application/x-npy", "application/x-npz"):
+        answer = answer_to("gzip", media_type=media_type)
+        assert ("content-encoding" in answer.headers, answer.body) == (False, TEXT)
+
+
+def test_other_requests_go_on_while_a_long_answer_is_packed() -> None:
+    async def turns() -> int:
+        packing = asyncio.create_task(
+            packed_for(request(accept_encoding="gzip"), Response(TEXT, media_type="application/json"))
+        )
+        counted = 0
+        while not packing.done():
+            await asyncio.sleep(0)
+            counted += 1
+        return counted
+
+    assert asyncio.run(turns()) > 2
 
 
 def test_an_answer_that_is_short_or_for_others_goes_as_it_is() -> None:

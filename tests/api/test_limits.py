@@ -1,15 +1,22 @@
 """What one client may take of a gateway process: headers, time and memory of bodies, followers."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from app.api.arrays import to_npy
+from app.api.bodies import read_prediction
 from app.api.http_protocol import MOST_HEADER_BYTES
+from app.api.intake import Intake
 from app.domain.errors import QueueFull
+from app.domain.tensors import DType, Signature, TensorSpec
 from tests.api.harness import Api, publish_model, running_api
 from tests.graphs import rows
 from tests.running import Redis, wait_until
@@ -91,6 +98,71 @@ def test_bytes_are_held_until_the_prediction_ends(limited: Api) -> None:
             second.add(60_000)
     with intake.held() as third:
         third.add(100_000)
+
+
+def test_other_requests_go_on_while_a_long_array_is_put_into_the_order_of_c(limited: Api) -> None:
+    spec = TensorSpec(name="x", dtype=DType.FLOAT32, shape=(None, 1000))
+    content = to_npy(np.asfortranarray(np.ones((4000, 1000), ">f4")))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def turns() -> int:
+        request = Request({"type": "http", "headers": [(b"content-type", b"application/x-npy")]}, receive)
+        limits = replace(limited.services.limits, max_predict_bytes=len(content))
+        with Intake(most_bytes=len(content)).held() as held:
+            body = await read_prediction(request, limits=limits, held=held)
+        parsing, counted = asyncio.ensure_future(body.parse(Signature(inputs=(spec,), outputs=(spec,)))), 0
+        while not parsing.done():
+            await asyncio.sleep(0)
+            counted += 1
+        return counted
+
+    assert asyncio.run(turns()) > 2
+
+
+ONE, OTHER = ("net", 1, "int8"), ("net", 1, "float32")
+
+
+def test_one_variant_holds_at_most_half_unless_its_one_request_takes_more() -> None:
+    intake = Intake(most_bytes=100)
+    with intake.held() as first, intake.held() as second, intake.held() as neighbour:
+        for each, variant in ((first, ONE), (second, ONE), (neighbour, OTHER)):
+            each.assign(variant)
+        first.add(40)
+        with pytest.raises(QueueFull, match="net:1@int8 under way hold 50 bytes"):
+            second.add(20)
+        second.add(10)
+        neighbour.add(50)
+    with intake.held() as alone:
+        alone.assign(ONE)
+        alone.add(100)
+    assert (intake._held_bytes, intake._of_variant) == (0, {})
+
+
+def test_bytes_that_came_before_it_is_known_who_answers_become_the_variants() -> None:
+    intake = Intake(most_bytes=100)
+    with intake.held() as first, intake.held() as second:
+        first.add(40)
+        first.assign(OTHER)
+        first.assign(ONE)
+        second.add(20)
+        with pytest.raises(QueueFull):
+            second.assign(ONE)
+        second.assign(OTHER)
+        assert intake._of_variant == {ONE: 40, OTHER: 20}
+    assert (intake._held_bytes, intake._of_variant) == (0, {})
+
+
+def test_an_answer_is_held_instead_of_its_request_until_it_is_released() -> None:
+    intake = Intake(most_bytes=100)
+    with intake.held() as held:
+        held.assign(ONE)
+        held.add(10)
+        held.keep(60)
+    assert (intake._held_bytes, intake._of_variant) == (60, {ONE: 60})
+    held.release()
+    assert (intake._held_bytes, intake._of_variant) == (0, {})
 
 
 @pytest.mark.parametrize("lines", [1, 200], ids=["one long line", "many lines"])

@@ -1,5 +1,6 @@
 """The Open Inference Protocol's repository and statistics extensions, over real runners."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from app.api import examples
 from app.api.schemas.repository import IndexedModel, LoadRequest, Statistics
-from app.api.statistics import model_statistics
+from app.api.statistics import KEEP_SECONDS, RecentStatistics, model_statistics
 from app.domain.serving import BatchStatistics, CurvePoint, Knobs, RunnerStatus, Timing, Tuning
 from tests.api.harness import Api, fail_import, publish_model, running_api
 from tests.graphs import rows
@@ -140,6 +141,26 @@ def status(**changes: Any) -> RunnerStatus:
 )
 def test_every_example_is_valid(schema: type[BaseModel], example: Any) -> None:
     assert schema.model_validate(example).model_dump(exclude_unset=True) == example
+
+
+def test_runners_are_asked_at_most_once_a_second_however_many_ask() -> None:
+    asked: list[float] = []
+    now = [0.0]
+    recent = RecentStatistics(clock=lambda: now[0])
+
+    async def ask() -> list[RunnerStatus]:
+        asked.append(now[0])
+        await asyncio.sleep(0)
+        return [status()]
+
+    async def tell() -> None:
+        for now[0] in (0, KEEP_SECONDS / 2, KEEP_SECONDS):
+            await asyncio.gather(*(recent.told(ask) for _ in range(10)))
+        recent.forget()
+        assert await recent.told(ask) == [status()]
+
+    asyncio.run(tell())
+    assert asked == [0, KEEP_SECONDS, KEEP_SECONDS]
 
 
 def test_runners_of_one_version_are_summed_up_and_told_apart() -> None:

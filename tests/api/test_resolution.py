@@ -12,9 +12,16 @@ import pytest
 from starlette.requests import Request
 
 from app.api.dependencies import Services
-from app.api.resolution import KEEP_SECONDS, RENEW_SECONDS, Resolver, affinity_of
+from app.api.resolution import (
+    KEEP_SECONDS,
+    MISSING_SECONDS,
+    RENEW_SECONDS,
+    WITHOUT_STORE_SECONDS,
+    Resolver,
+    affinity_of,
+)
 from app.catalogue.routing import Candidates, Routing
-from app.domain.errors import ModelNotFound, RequestInvalid, VariantNotReady
+from app.domain.errors import ModelNotFound, ModelNotReady, RequestInvalid, StoreUnavailable, VariantNotReady
 from app.domain.names import Reference
 from app.domain.routing import Route
 from app.domain.variants import Variant
@@ -108,11 +115,87 @@ def test_the_store_is_not_asked_within_that_moment(api: Api, resolver: Resolver,
     assert version(api, resolver) == 1
 
 
-def test_a_failure_is_not_remembered(api: Api, resolver: Resolver, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound):
+class Unsteady(Routing):
+    """Counts what is read, and fails while it is told to."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.store, models=services.models, variants=services.variants)
+        self.read: list[Reference] = []
+        self.gone = False
+
+    async def resolve(self, reference: Reference) -> Candidates:
+        self.read.append(reference)
+        if self.gone:
+            raise StoreUnavailable("The store does not answer.")
+        return await super().resolve(reference)
+
+
+def test_that_there_is_no_such_model_is_remembered_for_a_moment(api: Api, clock: Clock, tmp_path: Path) -> None:
+    routing = Unsteady(api.services)
+    resolver = Resolver(routing, clock=clock)
+    for _ in range(3):
+        with pytest.raises(ModelNotFound, match="net"):
+            version(api, resolver)
+    assert len(routing.read) == 1
+    publish_model(api, tmp_path)
+    clock.now = MISSING_SECONDS
+    assert version(api, resolver) == 1
+
+
+def test_another_failure_is_not_remembered(api: Api, resolver: Resolver, tmp_path: Path) -> None:
+    api.upload_model("net")
+    with pytest.raises(ModelNotReady):
         version(api, resolver)
     publish_model(api, tmp_path)
+    assert version(api, resolver) == 2
+
+
+def test_names_that_do_not_exist_are_not_remembered_without_end(
+    api: Api, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.resolution.MOST_KEPT", 3)
+
+    async def ask(_services: Services) -> None:
+        for number in range(10):
+            with pytest.raises(ModelNotFound):
+                await name(resolver, f"none{number}")
+
+    api.do(ask)
+    assert len(resolver._missing) <= 3
+
+
+def test_what_was_read_last_answers_while_the_store_is_out_of_reach_for_some_minutes(
+    api: Api, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_model(api, tmp_path)
+    routing = Unsteady(api.services)
+    resolver = Resolver(routing, clock=clock)
     assert version(api, resolver) == 1
+    routing.gone = True
+    for clock.now in (KEEP_SECONDS, 2 * KEEP_SECONDS, WITHOUT_STORE_SECONDS - 1):
+        assert version(api, resolver) == 1
+    assert caplog.text.count("the store is out of reach") == 1
+    clock.now = WITHOUT_STORE_SECONDS
+    with pytest.raises(StoreUnavailable):
+        version(api, resolver)
+
+
+def test_a_store_that_is_back_is_believed_again(api: Api, clock: Clock, tmp_path: Path) -> None:
+    publish(api, tmp_path)
+    routing = Unsteady(api.services)
+
+    async def recovered(services: Services) -> None:
+        resolver = Resolver(routing, clock=clock)
+        await name(resolver)
+        routing.gone = True
+        clock.now = KEEP_SECONDS
+        await name(resolver)
+        await route(services, variant="int8")
+        routing.gone = False
+        clock.now += RENEW_SECONDS
+        await until(resolver, "int8")
+
+    api.do(recovered)
 
 
 def test_a_read_beside_the_requests_renews_before_the_second_is_over(

@@ -134,8 +134,8 @@ def test_a_bug_tells_the_client_nothing_but_an_id(caplog: pytest.LogCaptureFixtu
 
 async def _called(behaviour: calls.Unary[bytes, bytes]) -> None:
     """Call a method of a server that has no other."""
-    server = grpc.aio.server()
-    handler: Any = grpc.stream_unary_rpc_method_handler(calls.unary("Call", behaviour, seconds=SECONDS))
+    server, quota = grpc.aio.server(), calls.Quota(1, what="calls", advice="make fewer")
+    handler: Any = grpc.stream_unary_rpc_method_handler(calls.unary("Call", behaviour, seconds=SECONDS, quota=quota))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.Service", {"Call": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -129,6 +129,22 @@ def test_a_watch_tells_that_the_process_stops_and_ends(api: Api) -> None:
         wait_until(lambda: not listens(address), what="no more calls are taken")
 
 
+def test_watches_take_no_room_from_inference_and_have_a_limit_of_their_own(serving: Api) -> None:
+    with (
+        running_rpc(serving, most_calls=1, most_health_calls=2, stop_seconds=0.1) as address,
+        grpc.insecure_channel(address) as own,
+    ):
+        stub = health_pb2_grpc.HealthStub(own)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS) for _ in range(2)]
+        for watch in watches:
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        call(own, "ModelInfer", asked())
+        with refused(StatusCode.RESOURCE_EXHAUSTED, "2 calls of the health service"):
+            health_of(own, "")
+        for watch in watches:
+            watch.cancel()
+
+
 def test_a_server_whose_store_is_gone_is_not_healthy(api: Api) -> None:
     with running_rpc(api) as address, grpc.insecure_channel(address) as own:
         shutil.rmtree(api.store_folder)

@@ -1,8 +1,12 @@
 """Several gateways use one host's runners: all are answered, none shares another's fate, nothing outlives the host."""
 
 import asyncio
+import gc
+import logging
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,7 +18,9 @@ import numpy as np
 import pytest
 
 import app
-from app.domain.serving import Knobs
+from app.domain.errors import QueueFull, VariantNotReady
+from app.domain.serving import Knobs, Servable
+from app.hosting import open_more_files
 from tests.contract.test_runners import one_node
 from tests.serving import (
     FOREVER,
@@ -23,15 +29,18 @@ from tests.serving import (
     begun,
     distant,
     ended,
-    figures,
+    figures_at_rest,
+    files_left,
     gateway,
     host_process,
     hosting,
+    open_descriptors,
     pid,
     pid_of,
     pids,
     socket_path,
     spinner,
+    stopped,
     turns,
     until,
     variant_of,
@@ -84,7 +93,7 @@ async def test_a_gateway_that_hangs_up_takes_its_requests_along_and_no_others(tm
         await leaving.aclose()
         assert (await running).outputs["y"] == 300_000
         assert (await staying.infer(variant, turns(2))).outputs["y"] == 2
-        assert (await figures(host)).in_flight == 0
+        assert (await figures_at_rest(host)).queued_rows == 0
 
 
 async def test_a_gateway_that_is_killed_takes_its_requests_along_and_no_others(tmp_path: Path, path: Path) -> None:
@@ -112,7 +121,7 @@ async def test_a_gateway_that_is_killed_takes_its_requests_along_and_no_others(t
             mine = [asyncio.create_task(pool.infer(variant, turns(number))) for number in range(20)]
             other.kill()
         assert [answer.outputs["y"].item() for answer in await asyncio.gather(*mine)] == list(range(20))
-        assert (await figures(host)).queued_rows == 0
+        assert (await figures_at_rest(host)).queued_rows == 0
         listening.cancel()
         await asyncio.wait([listening])
 
@@ -147,6 +156,18 @@ async def test_gateways_use_a_host_in_a_process_of_its_own(tmp_path: Path, cache
     assert ended(runner)
 
 
+async def test_a_host_that_is_told_to_stop_loses_no_request(tmp_path: Path, cache: Path, path: Path) -> None:
+    variant = variant_of(spinner(), cache)
+    with host_process(tmp_path, path) as process:
+        async with distant(path) as pool:
+            await pool.infer(variant, turns(1))
+            waiting = [asyncio.create_task(pool.infer(variant, turns(300_000))) for _ in range(4)]
+            await until(lambda: asked(pool) == 4)
+            process.terminate()
+            assert [answer.outputs["y"].item() for answer in await asyncio.gather(*waiting)] == [300_000] * 4
+            assert await asyncio.to_thread(process.wait, TIMEOUT_SECONDS) == 0
+
+
 async def test_a_host_that_is_killed_takes_its_runners_along(tmp_path: Path, cache: Path, path: Path) -> None:
     variant = variant_of(spinner(), cache)
     with host_process(tmp_path, path) as process:
@@ -170,6 +191,57 @@ async def test_requests_are_answered_by_the_next_host(tmp_path: Path, cache: Pat
         with host_process(tmp_path, path):
             found = [answer.outputs["y"].item() for answer in await asyncio.gather(*waiting)]
     assert found == list(range(5))
+
+
+async def test_a_host_that_stands_still_is_not_waited_for_for_ever(tmp_path: Path, path: Path) -> None:
+    with host_process(tmp_path, path) as process:
+        async with distant(path) as pool:
+            assert await pool.held() == ()
+            with stopped(process.pid), pytest.raises(VariantNotReady, match="did not reply"):
+                await pool.statistics()
+            assert await pool.held() == ()
+
+
+async def test_a_host_without_descriptors_takes_gateways_again_when_it_has_some(
+    tmp_path: Path, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hosting(tmp_path) as host:
+        listening = asyncio.create_task(host.listen(path))
+        await until(path.exists)
+        with files_left(1), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as refused:
+            refused.connect(os.fspath(path))
+            await until(lambda: "no gateway can connect" in caplog.text)
+        async with distant(path) as pool:
+            assert await pool.held() == ()
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+@pytest.mark.parametrize("files", range(5))
+async def test_a_request_for_which_no_descriptor_is_left_fails_alone_and_loses_none(
+    tmp_path: Path, files: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # a log that is kept keeps an error, and with it the request's memory
+    variant = variant_of(one_node("Neg", size="k"), tmp_path)
+    x = np.ones((1, 9), np.float32)
+    async with hosting(tmp_path) as host:
+        await host.prepare(Servable.of(variant, None), knobs=None)
+        before = open_descriptors()
+        async with gateway(host) as pool:
+            await pool.held()
+            with files_left(files), pytest.raises((VariantNotReady, QueueFull)):
+                await pool.infer(variant, {"x0": x})
+            assert (await pool.infer(variant, {"x0": x})).outputs["y"].shape == (1, 9)
+        del pool  # so does what knows the error
+        gc.collect()
+        await until(lambda: open_descriptors() == before)
+
+
+def test_a_host_opens_as_many_files_as_it_is_allowed_to() -> None:
+    with files_left(100):
+        open_more_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == hard
 
 
 def python(script: str) -> "subprocess.Popen[str]":

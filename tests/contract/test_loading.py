@@ -1,6 +1,7 @@
 """Loading and unloading: who gives way to whom, what other knobs bring, and that nothing is lost or left behind."""
 
 import asyncio
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from app.domain.errors import VariantNotReady
 from app.domain.serving import Knobs
 from app.domain.variants import Variant
-from app.serving.host import GROWTH, OVERHEAD_BYTES
+from app.serving.footprint import GROWTH, OVERHEAD_BYTES
 from app.serving.terms import PoolLimits
 from tests.contract.test_runners import one_node
 from tests.graphs import INPUT, conv_classifier, rows
@@ -44,6 +45,7 @@ async def test_twenty_loads_and_unloads_leave_nothing_behind(tmp_path: Path) -> 
     variant, x, runners = variant_of(one_node("Neg", size="k"), tmp_path), np.ones((2, 9), np.float32), list[int]()
     async with hosting(tmp_path) as host, gateway(host) as pool:
         kept = list[tuple[int, int]]()
+        gc.collect()  # what other tests left to the collector is not this one's
         for _ in range(20):
             await asyncio.gather(*(pool.infer(variant, {"x0": x}) for _ in range(5)))
             runners.append(pid(host))
@@ -86,6 +88,29 @@ async def test_a_variant_gives_way_when_memory_is_short(tmp_path: Path) -> None:
             assert [held.variant for held in host.held()] == [variant.name]
 
 
+async def test_variants_that_load_at_once_keep_to_the_memory_together(tmp_path: Path) -> None:
+    variants = [variant_of(conv_classifier(seed=n), tmp_path, name=f"v{n}") for n in range(3)]
+    limits = PoolLimits(threads=1, total_memory_bytes=needed_bytes(variants[0]) + 2**20)
+    async with hosting(tmp_path, limits=limits) as host, gateway(host) as pool:
+        asking = asyncio.gather(*(pool.infer(variant, {INPUT: rows(1)}) for variant in variants))
+        most = 0
+        while not asking.done():
+            most = max(most, len(host.held()))
+            await asyncio.wait([asking], timeout=0.005)
+        assert len(await asking) == 3
+    assert most == 1
+
+
+async def test_a_variant_that_failed_to_start_gives_way(tmp_path: Path) -> None:
+    broken, whole = (variant_of(conv_classifier(seed=n), tmp_path, name=f"v{n}") for n in range(2))
+    (tmp_path / broken.artifact.file).write_bytes(b"")
+    async with hosting(tmp_path, limits=PoolLimits(threads=1, max_loaded=1)) as host, gateway(host) as pool:
+        with pytest.raises(VariantNotReady, match="SHA-256"):
+            await pool.load(broken)
+        assert (await pool.infer(whole, {INPUT: rows(1)}, timeout_seconds=20)).rows == 1
+        assert [held.variant for held in host.held()] == ["v1"]
+
+
 async def test_a_variant_that_can_never_fit_is_refused_with_what_to_do(tmp_path: Path) -> None:
     first, second = (variant_of(conv_classifier(seed=n), tmp_path, name=f"v{n}") for n in range(2))
     limits = PoolLimits(threads=1, total_memory_bytes=needed_bytes(first))
@@ -95,6 +120,34 @@ async def test_a_variant_that_can_never_fit_is_refused_with_what_to_do(tmp_path:
         with pytest.raises(VariantNotReady, match="raise OCTET_RUNNERS_MEMORY_BYTES"):
             await pool.infer(huge, {INPUT: rows(1)})
         assert [held.variant for held in host.held()] == ["v0"]
+
+
+async def test_every_runner_of_a_variant_counts_towards_the_memory(tmp_path: Path) -> None:
+    variant = variant_of(conv_classifier(), tmp_path)
+    limits = PoolLimits(threads=1, total_memory_bytes=3 * needed_bytes(variant))
+    async with hosting(tmp_path, limits=limits) as host, gateway(host) as pool:
+        with pytest.raises(VariantNotReady, match="for 4 runners, but"):
+            await pool.load(variant, knobs=Knobs(instances=4))
+        await pool.load(variant)
+        with pytest.raises(VariantNotReady, match="for 3 runners beside the one that answers now, but"):
+            await pool.load(variant, knobs=Knobs(instances=3))
+        await pool.load(variant, knobs=Knobs(instances=2))
+        assert len(pids(host)) == 2
+
+
+async def test_a_variant_that_waits_for_room_does_not_hold_up_one_that_fits(tmp_path: Path) -> None:
+    busy, large, small = (variant_of(conv_classifier(seed=n), tmp_path, name=f"v{n}") for n in range(3))
+    limits = PoolLimits(threads=1, total_memory_bytes=5 * needed_bytes(busy) // 2)
+    async with hosting(tmp_path, limits=limits) as host, gateway(host) as pool:
+        await pool.load(busy)
+        with stopped(pid(host)):
+            asking = asyncio.create_task(pool.infer(busy, {INPUT: rows(1)}))
+            await until(lambda: asked(pool) == 1)
+            waiting = asyncio.create_task(pool.load(large, knobs=Knobs(instances=2)))
+            await pool.load(small)
+            assert not waiting.done()
+        await asyncio.gather(asking, waiting)
+        assert "v1" in {held.variant for held in host.held()}
 
 
 async def test_giving_way_in_turn_fails_no_request(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ async def test_a_corrupt_artifact_is_refused_and_not_tried_again_at_once(tmp_pat
             with pytest.raises(VariantNotReady, match="SHA-256"):
                 await pool.infer(variant, {INPUT: rows(1)})
         assert not pool.ready(variant)
+        assert set(pool.segment_bytes().values()) == {0}
     assert watch.fetches == 1
 
 

@@ -23,6 +23,7 @@ from app.serving.terms import EncodedImage, EncodedImages, Pixels
 from tests.graphs import INPUT, OUTPUT, conv_classifier, rows, small
 from tests.serving import (
     Watch,
+    figures_at_rest,
     gateway,
     hosting,
     open_descriptors,
@@ -193,6 +194,15 @@ async def test_outputs_larger_than_the_segment_arrive_whole(tmp_path: Path) -> N
             np.testing.assert_array_equal(answer.outputs["y"], np.tile(x, 100))
 
 
+async def test_an_answer_that_is_too_large_for_every_segment_leaves_them_small(tmp_path: Path) -> None:
+    variant = variant_of(one_node("Concat", size="k", repeat=100, axis=1), tmp_path)
+    async with serving(tmp_path) as pool:
+        for size in (10_000, 1):
+            answer = await pool.infer(variant, {"x0": np.ones((2, size), np.float32)})
+            assert answer.outputs["y"].shape == (2, 100 * size)
+        assert sum(pool.segment_bytes().values()) < 2**20
+
+
 async def test_a_model_of_many_inputs_with_long_names_is_served_and_its_neighbours_too(tmp_path: Path) -> None:
     names = [f"{number:0150}" for number in range(1000)]  # what names them is larger than a socket's message
     node = helper.make_node("Sum", names, ["y"])
@@ -298,10 +308,11 @@ async def test_a_runner_tells_how_it_fares(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, gateway(host) as pool:
         assert await pool.statistics() == ()
         await pool.infer(variant, {INPUT: rows(3)})
-        (status,) = await pool.statistics()
+        status = await figures_at_rest(host)
+        assert [each.pid for each in await pool.statistics()] == [status.pid]
         assert (status.model, status.version, status.variant, status.pid) == ("model", 1, "float32", pid(host))
     assert 2**20 < status.pss_bytes <= status.peak_bytes
-    assert (status.rows, status.in_flight, status.queued_rows, status.compute.count) == (3, 0, 0, 1)
+    assert (status.rows, status.queued_rows, status.compute.count) == (3, 0, 1)
     assert [(batch.rows, batch.runs.count) for batch in status.batches] == [(3, 1)]
     assert status.tuning.latency in status.tuning.curve
 

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from app.client import Octet
 from app.domain.preprocessing import ImagePreprocessing
 from tests import graphs
-from tests.running import Service
+from tests.running import Service, wait_until
 from tests.sixteen_bits import doubler
 
 SIDE = 16
@@ -176,7 +176,7 @@ def test_statistics_count_rows_and_runs(client: triton.InferenceServerClient, mo
     rows, requests = counted()
     for _ in range(3):
         client.infer(model, asked(ROWS))
-    assert counted() == (rows + 6, requests + 3)
+    wait_until(lambda: counted() == (rows + 6, requests + 3), what="the runners are asked again")
     assert model in {entry["name"] for entry in client.get_inference_statistics()["model_stats"]}
 
 

@@ -32,6 +32,11 @@ def test_a_model_without_a_batch_axis_takes_one_row() -> None:
     assert checked({"x": x(7)}, spec).rows == 1
 
 
+def test_an_input_without_axes_stays_without() -> None:
+    spec = TensorSpec(name="scale", dtype=DType.FLOAT32, shape=(), batch_axis=None)
+    assert checked({"scale": np.array(2, np.float32)}, spec).arrays["scale"].shape == ()
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "words"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from app.domain.errors import QueueFull
 from app.domain.runners import ALIGNMENT, BOARD_BYTES, SEGMENT_HEADER_BYTES, Part
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.serving.keeper import LONGEST_DELAY_SECONDS, delay_seconds
@@ -24,6 +25,7 @@ from app.serving.segments import (
     create,
 )
 from app.serving.terms import Arrays, EncodedImages
+from tests.serving import files_left, open_descriptors
 from workers.runners.segments import Board as RunnersBoard
 
 SPECS = (
@@ -167,6 +169,24 @@ def test_a_closed_pool_keeps_no_descriptor() -> None:
     segments.close()
     segments.leave(lent)
     assert not any(Path(f"/proc/self/fd/{segment.descriptor}").exists() for segment in (idle, lent))
+
+
+def test_a_segment_that_a_lost_runner_may_still_write_to_is_not_taken_again() -> None:
+    segments = pool()
+    first = segments.take(100)
+    first.spoilt = True
+    segments.leave(first)
+    assert segments.size_bytes == 0
+    assert segments.take(100) is not first
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_a_segment_for_which_no_descriptor_is_left_is_refused_and_not_counted(files: int) -> None:
+    segments, before = pool(), open_descriptors()
+    with files_left(files), pytest.raises(QueueFull, match="open more files"):
+        segments.take(100)
+    assert (segments.size_bytes, open_descriptors()) == (0, before)
+    assert segments.take(100).number == 1
 
 
 def test_a_segment_cannot_be_cut_short() -> None:

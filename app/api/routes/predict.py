@@ -16,6 +16,8 @@ from app.api.classification import top_k as highest
 from app.api.compression import packed_for
 from app.api.dependencies import Resolving, Served, Services
 from app.api.documentation import answers, json_body
+from app.api.intake import content_length
+from app.api.outgoing import Outgoing
 from app.api.predictions import Prediction, answer, predict, reference_of, room_for
 from app.api.resolution import Resolver
 from app.api.schemas.inference import PredictAnswer
@@ -24,6 +26,8 @@ from app.api.wishes import wishes_of
 from app.domain.errors import RequestInvalid
 
 router = APIRouter(tags=["inference"], route_class=StrictRoute)
+
+_SHORT_BYTES = 64 * 1024  # of JSON, which is parsed sooner than it is asked whether there is time for it
 
 Top = list[list[Class]]
 
@@ -93,9 +97,13 @@ async def predict_with(
         raise RequestInvalid("The highest classes come in JSON alone: leave out 'top_k' or the Accept header.")
     with services.instruments.requests_in_flight.track_inprogress(), services.intake.held() as held:
         if media_type(request) == JSON:  # its body says which model
+            if model is not None and not 0 < content_length(request) <= _SHORT_BYTES:
+                resolved = await resolver.resolve(reference_of(model, variant), affinity=wishes.affinity)
+                with room_for(services, resolved, held=held, size_bytes=0, lead_bytes=0, wishes=wishes, began=began):
+                    pass  # it is worth reading
             body = await read_prediction(request, limits=services.limits, held=held)
             reference = reference_of(_one("model", model, body.model), _one("variant", variant, body.variant))
-            made = await predict(services, resolver, reference, parse=body.parse, began=began, wishes=wishes)
+            made = await predict(services, resolver, reference, parse=body.parse, held=held, began=began, wishes=wishes)
         else:
             resolved = await resolver.resolve(reference_of(model, variant), affinity=wishes.affinity)
             size = in_place_bytes(request)
@@ -105,7 +113,9 @@ async def predict_with(
                 body = await read_prediction(request, limits=services.limits, held=held)
                 made = await answer(services, resolved, parse=body.parse, began=began, wishes=wishes, room=room)
         top = None if top_k is None else await _top(made, top_k)
-    return packed_for(request, _answer(made, top, accept=accept, most_json_bytes=services.limits.max_json_bytes))
+        said = _answer(made, top, accept=accept, most_json_bytes=services.limits.max_json_bytes)
+        said = await packed_for(request, said)
+        return Outgoing(said, held=held, seconds=services.limits.body_timeout_seconds)
 
 
 def _one(what: str, address: str | None, body: str | None) -> str | None:

@@ -15,6 +15,7 @@ from app.api.documentation import answers, inlined, json_body
 from app.api.infer_answers import OCTETS, infer_answer
 from app.api.infer_requests import HEADER_LENGTH, Asked, inputs_of
 from app.api.model_paths import reference_in
+from app.api.outgoing import Outgoing
 from app.api.predictions import Wishes, answer, room_for
 from app.api.resolution import Resolver
 from app.api.routes import repository
@@ -165,8 +166,9 @@ async def infer_with(request: Request, services: Services, resolver: Resolver, r
                 return await aside(lambda: inputs_of(asked, signature), size_bytes=asked.json_bytes)
 
             made = await answer(services, resolved, parse=parse, began=began, wishes=wishes, room=room)
-    said = infer_answer(asked.request, made, labels=made.labels, most_json_bytes=services.limits.max_json_bytes)
-    return packed_for(request, said)
+        said = infer_answer(asked.request, made, labels=made.labels, most_json_bytes=services.limits.max_json_bytes)
+        said = await packed_for(request, said)
+        return Outgoing(said, held=held, seconds=services.limits.body_timeout_seconds)
 
 
 def _shorter(wishes: Wishes, asked: Asked) -> float | None:

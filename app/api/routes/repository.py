@@ -40,7 +40,7 @@ Body = TypeVar("Body", bound=BaseModel)
     "/repository/index",
     summary="List what can be loaded",
     responses=answers([examples.INDEXED], errors=(503,)),
-    openapi_extra=json_body(inlined(IndexRequest), {"ready": True}),
+    openapi_extra=json_body(inlined(IndexRequest), {"ready": True}, required=False),
 )
 async def index(request: Request, services: Served) -> list[IndexedModel]:
     """List every version of every model, and whether a runner holds it now."""
@@ -55,7 +55,7 @@ async def index(request: Request, services: Served) -> list[IndexedModel]:
     "/repository/models/{model}/load",
     summary="Load a model",
     responses=answers({}, errors=_MODEL),
-    openapi_extra=json_body(inlined(LoadRequest), examples.LOAD),
+    openapi_extra=json_body(inlined(LoadRequest), examples.LOAD, required=False),
 )
 async def load(model: str, request: Request, services: Served) -> dict[str, str]:
     """Start the runners of who answers for `{model}` now, with what is pinned of them.
@@ -65,6 +65,7 @@ async def load(model: str, request: Request, services: Served) -> dict[str, str]
     knobs = (await _read(request, services, LoadRequest)).knobs()
     for variant in (await services.routing.resolve(reference_in(model))).variants.values():
         await services.pool.load(variant, knobs=knobs)
+    services.recent_statistics.forget()
     return {}
 
 
@@ -72,7 +73,7 @@ async def load(model: str, request: Request, services: Served) -> dict[str, str]
     "/repository/models/{model}/unload",
     summary="Unload a model",
     responses=answers({}, errors=_MODEL),
-    openapi_extra=json_body(inlined(UnloadRequest), {"parameters": {"unload_dependents": False}}),
+    openapi_extra=json_body(inlined(UnloadRequest), {"parameters": {"unload_dependents": False}}, required=False),
 )
 async def unload(model: str, request: Request, services: Served) -> dict[str, str]:
     """Stop the runners of who answers for `{model}`, once their requests are answered.
@@ -82,6 +83,7 @@ async def unload(model: str, request: Request, services: Served) -> dict[str, st
     await _read(request, services, UnloadRequest)
     for variant in (await services.routing.resolve(reference_in(model))).variants.values():
         await services.pool.unload(variant)
+    services.recent_statistics.forget()
     return {}
 
 
@@ -92,8 +94,8 @@ async def unload(model: str, request: Request, services: Served) -> dict[str, st
     responses=answers(examples.STATISTICS, errors=(503,)),
 )
 async def all_statistics(services: Served) -> Response:
-    """Return what every runner has done since it started; a model of this name is at `stats:1`."""
-    return _statistics(model_statistics(await services.pool.statistics(), idle=()))
+    """Return what every runner has done since it started, as of a second ago; a model of this name is at `stats:1`."""
+    return _statistics(model_statistics(await services.recent_statistics.told(services.pool.statistics), idle=()))
 
 
 @router.get(
@@ -161,7 +163,8 @@ def _reason(entry: Entry[ModelManifest]) -> str:
 
 async def _statistics_of(services: Services, reference: Reference) -> Response:
     manifest = (await services.routing.resolve(reference)).manifest
-    runners = [each for each in await services.pool.statistics() if _is_meant(reference, each)]
+    told = await services.recent_statistics.told(services.pool.statistics)
+    runners = [each for each in told if _is_meant(reference, each)]
     return _statistics(model_statistics(runners, idle=[(manifest.name, manifest.version)]))
 
 

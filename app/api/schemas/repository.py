@@ -11,7 +11,7 @@ from app.domain.serving import EngineChoice, Knobs, Mode
 class IndexRequest(StrictModel):
     """Which models are listed."""
 
-    ready: bool = Field(default=False, description="Only those that a runner holds now.")
+    ready: bool = Field(default=False, strict=True, description="Only those that a runner holds now.")
 
 
 class IndexedVariant(BaseModel):
