@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from app.domain.preprocessing import ImagePreprocessing
@@ -31,6 +33,12 @@ from app.serving.terms import PoolLimits
 from tests.running import clean_environment, wait_until
 
 TIMEOUT_SECONDS = 30.0
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def both_loops(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """For a module's `anyio_backend`: run every test in both event loops."""
+    return "asyncio", {"use_uvloop": request.param}
 
 
 def variant_of(

@@ -12,7 +12,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from tests.serving import (
     TIMEOUT_SECONDS,
     asked,
     begun,
+    both_loops,
     distant,
     ended,
     figures_at_rest,
@@ -47,11 +47,7 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+anyio_backend = both_loops
 
 
 @pytest.fixture

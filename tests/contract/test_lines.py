@@ -22,6 +22,7 @@ from app.wire import encode, to_runner
 from tests.serving import (
     FOREVER,
     Watch,
+    both_loops,
     files_left,
     gateway,
     hosting,
@@ -34,11 +35,7 @@ from tests.serving import (
 from workers.runners.segments import Board as RunnersBoard
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+anyio_backend = both_loops
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +19,7 @@ from tests.graphs import INPUT, conv_classifier, rows
 from tests.serving import (
     Watch,
     asked,
+    both_loops,
     ended,
     figures,
     gateway,
@@ -33,11 +33,7 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+anyio_backend = both_loops
 
 
 @pytest.mark.slow

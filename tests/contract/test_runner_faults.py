@@ -25,6 +25,7 @@ from tests.serving import (
     Watch,
     asked,
     begun,
+    both_loops,
     ended,
     figures,
     gateway,
@@ -40,11 +41,7 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+anyio_backend = both_loops
 
 
 async def answered(pool: RunnerPool, variant: Variant, *, requests: int, seed: int) -> int:

@@ -23,6 +23,7 @@ from app.serving.terms import EncodedImage, EncodedImages, Pixels
 from tests.graphs import INPUT, OUTPUT, conv_classifier, rows, small
 from tests.serving import (
     Watch,
+    both_loops,
     figures_at_rest,
     gateway,
     hosting,
@@ -38,11 +39,7 @@ from workers.openvino_engine import has_bfloat16
 pytestmark = pytest.mark.anyio
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+anyio_backend = both_loops
 
 
 def one_node(
