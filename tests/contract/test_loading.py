@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from onnx import helper
 
 from app.domain.errors import VariantNotReady
 from app.domain.serving import Knobs
@@ -15,7 +16,7 @@ from app.domain.variants import Variant
 from app.serving.footprint import GROWTH, OVERHEAD_BYTES
 from app.serving.terms import PoolLimits
 from tests.contract.test_runners import one_node
-from tests.graphs import INPUT, conv_classifier, rows
+from tests.graphs import INPUT, conv_classifier, rows, small
 from tests.serving import (
     Watch,
     asked,
@@ -223,7 +224,7 @@ async def test_other_knobs_bring_new_runners_before_the_old_ones_go(tmp_path: Pa
     assert {status.knobs for status in statuses} == {Knobs(instances=2, mode="throughput")}
 
 
-async def test_a_variant_of_free_sizes_is_not_measured_and_has_what_was_pinned(tmp_path: Path) -> None:
+async def test_a_variant_of_free_sizes_is_measured_with_a_guess(tmp_path: Path) -> None:
     variant = variant_of(one_node("Neg", size="k"), tmp_path)
     async with hosting(tmp_path) as host, gateway(host) as pool:
         await pool.load(variant, knobs=Knobs(streams=2, threads=2))
@@ -231,8 +232,20 @@ async def test_a_variant_of_free_sizes_is_not_measured_and_has_what_was_pinned(t
         answers = await asyncio.gather(
             *(pool.infer(variant, {"x0": np.ones((2, size), np.float32)}) for size in range(1, 9))
         )
-    assert (tuning.curve, tuning.throughput.streams, tuning.throughput.threads) == ((), 2, 2)
+    assert {point.streams for point in tuning.curve} == {1, 2}
     assert [answer.outputs["y"].shape for answer in answers] == [(2, size) for size in range(1, 9)]
+
+
+async def test_a_variant_that_the_guess_does_not_fit_has_what_was_pinned(tmp_path: Path) -> None:
+    weights = {"w": np.ones((300, 4), np.float32)}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    variant = variant_of(small([node], inputs={"x": ("n", "m")}, outputs={"y": ("n", 4)}, weights=weights), tmp_path)
+    async with hosting(tmp_path) as host, gateway(host) as pool:
+        await pool.load(variant, knobs=Knobs(streams=2, threads=2))
+        tuning = (await figures(host)).tuning
+        answer = await pool.infer(variant, {"x": np.ones((2, 300), np.float32)})
+    assert (tuning.curve, tuning.throughput.streams, tuning.throughput.threads) == ((), 2, 2)
+    np.testing.assert_array_equal(answer.outputs["y"], np.full((2, 4), 300, np.float32))
 
 
 async def test_one_runner_measures_for_all_of_a_variant(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 log = logging.getLogger(__name__)
 
+FREE_SIZE = 64
+"""The guess for a size that a signature leaves free, such as a text's length."""
+
 LARGEST_DIFFERENCE = 0.05
 """Of two engines' answers to random rows: roundings in int8 differ by a step here and there, errors by far more."""
 
@@ -87,6 +90,11 @@ class Sessions:
                 self._open[streams, pixels] = self._opened(streams, pixels=pixels)
             return self._open[streams, pixels]
 
+    def reopen(self) -> None:
+        """Drop every session: an engine may be broken for good after shapes that did not fit."""
+        self._open.clear()
+        self._proven.clear()
+
     def keep(self, streams: set[int]) -> None:
         """Drop the sessions with other numbers of streams, and the artifact's bytes unless pixels may come."""
         self._open = {key: session for key, session in self._open.items() if key[0] in streams}
@@ -138,7 +146,7 @@ def open_sessions(load: Load) -> tuple[Sessions, Tuning]:
         tuning = _tuned(load, sessions)
     used = {tuning.latency.streams, tuning.throughput.streams}
     for streams in used:
-        _warm_up(sessions, variant, streams)
+        _warm_up(sessions, variant, streams, measured=bool(tuning.curve))
     sessions.keep(used)
     return sessions, tuning
 
@@ -195,10 +203,20 @@ def _checked(path: Path, sha256: str) -> bytes:
 
 
 def _tuned(load: Load, sessions: Sessions) -> Tuning:
-    """Measure, unless a size besides the batch is free: no guess fits every such graph."""
+    """Measure; where sizes besides the rows are free, with a guess, and not at all if the graph does not take that."""
     variant = load.variant
     allowed = space(load.knobs, threads=sessions.threads, most_rows=load.max_batch_size)
-    if _free(variant):
+
+    def prepare(streams: int, rows: int) -> Run:
+        return _run(sessions.get(streams), zeros(variant, rows))
+
+    try:
+        return tune(allowed, prepare, engine=sessions.engine)
+    except RuntimeError as error:
+        if not _free(variant):
+            raise
+        log.info("%s is not measured: its graph takes no sizes of %d (%s)", variant.title, FREE_SIZE, error)
+        sessions.reopen()
         unknown = CurvePoint(
             streams=1,
             threads=sessions.threads,
@@ -210,15 +228,10 @@ def _tuned(load: Load, sessions: Sessions) -> Tuning:
         )
         return Tuning(curve=(), latency=unknown, throughput=replace(unknown, streams=allowed.pinned or 1))
 
-    def prepare(streams: int, rows: int) -> Run:
-        return _run(sessions.get(streams), zeros(variant, rows))
 
-    return tune(allowed, prepare, engine=sessions.engine)
-
-
-def _warm_up(sessions: Sessions, variant: Servable, streams: int) -> None:
+def _warm_up(sessions: Sessions, variant: Servable, streams: int, *, measured: bool) -> None:
     session = sessions.get(streams)
-    if not _free(variant):
+    if measured or not _free(variant):
         run = _run(session, zeros(variant, 1))
         for lane in range(session.lanes):
             run(lane)
@@ -236,8 +249,10 @@ def _free(variant: Servable) -> bool:
 
 
 def zeros(variant: Servable, rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Return inputs of so many rows that are all zero."""
-    return {
-        spec.name: np.zeros([rows if size is None else size for size in spec.shape], storage(spec.dtype))
-        for spec in variant.signature.inputs
-    }
+    """Return inputs of so many rows that are all zero; other free sizes are `FREE_SIZE`."""
+    made = {}
+    for spec in variant.signature.inputs:
+        free = [rows if axis == spec.batch_axis else FREE_SIZE for axis in range(len(spec.shape))]
+        shape = [instead if size is None else size for size, instead in zip(spec.shape, free, strict=True)]
+        made[spec.name] = np.zeros(shape, storage(spec.dtype))
+    return made
