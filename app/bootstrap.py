@@ -29,6 +29,7 @@ from app.domain.variants import Variant
 from app.hosting import HostInstruments, open_host, open_more_files, pool_limits
 from app.jobs.live import LiveJobs
 from app.jobs.queue import JobQueue
+from app.serving import local_sockets
 from app.serving.pool import RunnerPool
 from app.settings import Settings, SettingsInvalid
 from app.telemetry.instruments import Instruments
@@ -170,7 +171,7 @@ async def _connect(path: Path) -> socket.socket:
     """Connect to the process that starts runners; OSError where it does not answer."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        end.connect(str(path))
+        local_sockets.connect(end, path)
     except OSError:
         end.close()
         raise

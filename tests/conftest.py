@@ -1,5 +1,6 @@
 """Fixtures that many tests share: an embedded Redis, and a whole Octet as a user starts it."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # tests import grpc themselves, before `app.rpc` could say so
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_captured(caplog: pytest.LogCaptureFixture) -> None:
+    """Let every test read what is logged: NNCF's `set_log_level` sets the level of pytest's own handler too."""
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

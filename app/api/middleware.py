@@ -29,6 +29,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ERRORS_BEGIN = 400
 _QUIET_SECONDS = 2.0
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class Observed:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.status, seen.started = message["status"], True
-                named = [(b"x-request-id", request_id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
-                message["headers"] = [*message.get("headers", ()), *named]
+                named = [(b"x-request-id", request_id.encode("latin-1")), _NO_SNIFFING]
+                message["headers"] = [each for each in message.get("headers", ()) if each != _NO_SNIFFING] + named
             await send(message)
 
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from app.domain.errors import VariantNotReady
 from app.domain.runners import HeldVariant
 from app.domain.serving import Knobs, RunnerStatus, Servable, Tuning
+from app.serving import local_sockets
 from app.serving.footprint import STATUS_SECONDS, Told, ask, expected_bytes, is_idle, last_used_ns, taken_bytes
 from app.serving.keeper import Fetch, Keeper, KeeperClosed
 from app.serving.orders import Gateway
@@ -60,7 +60,7 @@ class RunnerHost:
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.settimeout(0)
-            listener.bind(os.fspath(path))
+            local_sockets.bind(listener, path)
             listener.listen(64)
             while True:
                 try:

@@ -133,7 +133,7 @@ def test_every_dependency_of_an_image_is_constrained() -> None:
 def test_the_gateways_image_is_built_without_torch() -> None:
     lines = "\n".join(instructions("RUN", target="gateway") + instructions("RUN", target="base"))
     assert "torch" not in lines
-    assert '".[runner]"' in lines
+    assert '".[grpc,tracing,runner]"' in lines
 
 
 def test_the_workers_image_installs_torch_before_what_needs_it() -> None:
