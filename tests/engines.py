@@ -33,7 +33,7 @@ def opened(
 ) -> Session:
     """Open a graph with two threads."""
     artifact = graph.SerializeToString()
-    return ENGINES[engine](
+    return ENGINES[engine]()(
         artifact, execution or Execution(), declared(graph), streams=streams, threads=2, pixels=pixels
     )
 

@@ -93,6 +93,15 @@ class Exchange:
         self._count: Callable[[int], None] | None = None
 
     @property
+    def write_paused(self) -> bool:
+        """Whether the client has not taken what was sent before."""
+        return self._cycle.flow.write_paused
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self._cycle.transport.abort()
+
+    @property
     def whole(self) -> bool:
         """Whether all of the request has come, read or not."""
         return not self._cycle.more_body

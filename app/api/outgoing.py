@@ -35,7 +35,7 @@ class Outgoing(Response):
         """Send it."""
         try:
             exchange = exchange_of(scope)
-            if exchange is None or (len(self.body) <= _SHORT_BYTES and not exchange._cycle.flow.write_paused):
+            if exchange is None or (len(self.body) <= _SHORT_BYTES and not exchange.write_paused):
                 await super().__call__(scope, receive, send)  # which need not wait
             else:
                 await self._send_pieces(send, exchange)
@@ -46,7 +46,7 @@ class Outgoing(Response):
         """Send, and break off where it waits too long: closed in peace, the connection would wait for the client."""
         loop = asyncio.get_running_loop()
         for message in self._messages():
-            timer = loop.call_later(self._seconds, exchange._cycle.transport.abort)
+            timer = loop.call_later(self._seconds, exchange.abort)
             try:
                 await send(message)
             finally:

@@ -84,7 +84,7 @@ async def predict(
         began: `time.perf_counter()` when the request's first byte was read.
     """
     resolved = await resolver.resolve(reference, affinity=wishes.affinity)
-    held.assign(_key(resolved.variant))
+    held.assign(resolved.variant.key)
     return await answer(services, resolved, parse=parse, began=began, wishes=wishes)
 
 
@@ -145,7 +145,7 @@ def room_for(
     Raises:
         QueueFull, DeadlineExceeded: its answer would come too late.
     """
-    held.assign(_key(resolved.variant))
+    held.assign(resolved.variant.key)
     try:
         services.pool.check_wait(resolved.variant, timeout_seconds=_left_seconds(wishes, began=began))
     except (QueueFull, DeadlineExceeded) as error:
@@ -174,10 +174,6 @@ def _left_seconds(wishes: Wishes, *, began: float) -> float | None:
             "send it faster, or give it more."
         )
     return left
-
-
-def _key(variant: Variant) -> tuple[str, int, str]:
-    return variant.model, variant.version, variant.name
 
 
 def _meters(services: Services, variant: Variant) -> VariantMeters:

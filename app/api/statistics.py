@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from app.domain.names import Reference
 from app.domain.serving import RunnerStatus, Timing
 
 KEEP_SECONDS = 1.0
@@ -39,6 +40,15 @@ class RecentStatistics:
     def forget(self) -> None:
         """Ask again next time: it is known that something has changed."""
         self._until = -math.inf
+
+
+def is_meant(reference: Reference, runner: RunnerStatus) -> bool:
+    """Whether a runner holds what a reference names."""
+    return (
+        runner.model == reference.name
+        and reference.version in (None, runner.version)
+        and reference.variant in (None, runner.variant)
+    )
 
 
 def model_statistics(runners: Iterable[RunnerStatus], *, idle: Iterable[Key]) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ OctetError
     └── InternalFailure         a bug; the log has the details
 """
 
+from functools import cache
 from typing import ClassVar
 
 
@@ -306,6 +307,17 @@ def failure_of(code: str, message: str, *, otherwise: type[OctetError] = JobFail
     """
     by_code = {error.code: error for error in tree()}
     return by_code.get(code, otherwise)(message)
+
+
+def refusal_of(code: str, message: str, *, otherwise: type[OctetError]) -> OctetError:
+    """Rebuild what a runner or its host refused with; a code that is none of theirs becomes `otherwise`."""
+    return _refusals().get(code, otherwise)(message)
+
+
+@cache
+def _refusals() -> dict[str, type[OctetError]]:
+    """Every failure but a job's, by its code; kept, for under overload there are many refusals."""
+    return {error.code: error for error in tree() if not issubclass(error, JobFailure)}
 
 
 def job_failure(code: str, message: str) -> JobFailure:

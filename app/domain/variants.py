@@ -66,3 +66,8 @@ class Variant:
     job: str
     created_at: datetime
     max_batch_size: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What names it: model, version and name."""
+        return self.model, self.version, self.name

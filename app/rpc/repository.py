@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from app.api.dependencies import Services
+from app.api.loading import load_all, reason_unloaded, unload_all
 from app.api.model_paths import reference_in
 from app.api.schemas.repository import LoadParameters, LoadRequest
 from app.api.validation import explain
@@ -37,16 +38,12 @@ class Repository:
     async def load(self, asked: pb.RepositoryModelLoadRequest, _call: Call) -> pb.RepositoryModelLoadResponse:
         """Start the runners of who answers for a model now, and return when they are ready."""
         knobs = _knobs(asked)
-        for variant in (await self.services.routing.resolve(reference_in(asked.model_name))).variants.values():
-            await self.services.pool.load(variant, knobs=knobs)
-        self.services.recent_statistics.forget()
+        await load_all(self.services, reference_in(asked.model_name), knobs=knobs)
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, asked: pb.RepositoryModelUnloadRequest, _call: Call) -> pb.RepositoryModelUnloadResponse:
         """Stop the runners of who answers for a model once their requests are answered; the next one starts them."""
-        for variant in (await self.services.routing.resolve(reference_in(asked.model_name))).variants.values():
-            await self.services.pool.unload(variant)
-        self.services.recent_statistics.forget()
+        await unload_all(self.services, reference_in(asked.model_name))
         return pb.RepositoryModelUnloadResponse()
 
 
@@ -66,11 +63,5 @@ def _indexed(entry: Entry[ModelManifest], held: Collection[tuple[str, int]]) -> 
         name=name,
         version=str(version),
         state="READY" if ready else "UNAVAILABLE",
-        reason="" if ready else _reason(entry),
+        reason="" if ready else reason_unloaded(entry),
     )
-
-
-def _reason(entry: Entry[ModelManifest]) -> str:
-    if entry.manifest is not None:
-        return "not loaded: its first request loads it"
-    return "still being imported" if entry.failure is None else entry.failure.message

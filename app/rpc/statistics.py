@@ -5,9 +5,7 @@ from typing import Any
 
 from app.api.dependencies import Services
 from app.api.model_paths import reference_in
-from app.api.statistics import model_statistics
-from app.domain.names import Reference
-from app.domain.serving import RunnerStatus
+from app.api.statistics import is_meant, model_statistics
 from app.rpc import open_inference_pb2 as pb
 from app.rpc.calls import Call
 
@@ -27,16 +25,8 @@ class Statistics:
             return _response(model_statistics(runners, idle=()))
         reference = reference_in(asked.name, asked.version or None)
         manifest = (await self.services.routing.resolve(reference)).manifest
-        meant = [runner for runner in runners if _is_meant(reference, runner)]
+        meant = [runner for runner in runners if is_meant(reference, runner)]
         return _response(model_statistics(meant, idle=[(manifest.name, manifest.version)]))
-
-
-def _is_meant(reference: Reference, runner: RunnerStatus) -> bool:
-    return (
-        runner.model == reference.name
-        and reference.version in (None, runner.version)
-        and reference.variant in (None, runner.variant)
-    )
 
 
 def _response(entries: list[dict[str, Any]]) -> pb.ModelStatisticsResponse:

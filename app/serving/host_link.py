@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from app.domain.errors import JobFailure, VariantNotReady, tree
+from app.domain.errors import VariantNotReady, refusal_of
 from app.domain.runners import Acquire, Denied, Done, FromHost, Granted, Kill, Overview, Prepare, Release, Survey
 from app.serving.channel import Channel
 from app.wire import from_host
@@ -21,8 +21,6 @@ Connect = Callable[[], Awaitable[socket.socket]]
 """Connect to the host, or raise OSError."""
 
 AGAIN_SECONDS = 0.1
-
-_DENIALS = {error.code: error for error in tree() if not issubclass(error, JobFailure)}
 
 
 class HostGone(Exception):
@@ -89,7 +87,7 @@ class HostLink:
             for descriptor in descriptors:
                 os.close(descriptor)
         elif isinstance(message, Denied):
-            asked.set_exception(_DENIALS.get(message.code, VariantNotReady)(message.message))
+            asked.set_exception(refusal_of(message.code, message.message, otherwise=VariantNotReady))
         else:
             asked.set_result((message, descriptors))
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.domain.errors import JobFailure, OctetError, RunnerCrashed, VariantNotReady, tree
+from app.domain.errors import OctetError, RunnerCrashed, VariantNotReady, refusal_of
 from app.domain.runners import (
     Answer,
     Attach,
@@ -28,8 +28,6 @@ from app.serving.terms import Inference
 from app.wire import from_runner
 
 log = logging.getLogger(__name__)
-
-_REFUSALS = {error.code: error for error in tree() if not issubclass(error, JobFailure)}
 
 
 class LineLost(Exception):
@@ -202,7 +200,7 @@ class Line:
             case Answer():
                 self._on_answer(message, descriptors)
             case Refusal():
-                self._settle(message.id, _REFUSALS.get(message.code, RunnerCrashed)(message.message))
+                self._settle(message.id, refusal_of(message.code, message.message, otherwise=RunnerCrashed))
             case Closing():
                 self.open, self.closing = False, True
                 self._owner.changed(self)

@@ -78,7 +78,7 @@ class RunnerPool:
         Args:
             lead_bytes: of the body before its tensors, which are then aligned as engines like them.
         """
-        desk = self._desk(Servable.of(variant, None))
+        desk = self._desk(variant, None)
         start = SEGMENT_HEADER_BYTES + -lead_bytes % SEGMENT_HEADER_BYTES
         segment = desk.segments.take(aligned(start + size_bytes) + desk.most_output_bytes)
         try:
@@ -111,7 +111,7 @@ class RunnerPool:
             variant.signature, inputs, preprocessing=preprocessing, max_batch_size=self._limits.max_batch_size
         )
         check_own_limit(variant, request)
-        desk = self._desk(Servable.of(variant, preprocessing))
+        desk = self._desk(variant, preprocessing)
         deadline_ns = self.deadline_ns(timeout_seconds)
         with _placed(desk, request, room) as (segment, parts, end):
             question = Question(
@@ -136,7 +136,7 @@ class RunnerPool:
         Raises:
             QueueFull: it would wait beyond its deadline, or too many wait.
         """
-        desk = self._desks.get((variant.model, variant.version, variant.name))
+        desk = self._desks.get(variant.key)
         if desk is not None:
             desk.check_wait(self.deadline_ns(timeout_seconds))
 
@@ -159,7 +159,7 @@ class RunnerPool:
 
     def ready(self, variant: Variant) -> bool:
         """Whether a request would be answered without waiting for a runner to start."""
-        desk = self._desks.get((variant.model, variant.version, variant.name))
+        desk = self._desks.get(variant.key)
         return desk is not None and any(line.open for line in desk.lines)
 
     async def statistics(self) -> tuple[RunnerStatus, ...]:
@@ -212,16 +212,20 @@ class RunnerPool:
             desk.close()
         self._host.close()
 
-    def _desk(self, variant: Servable) -> Desk:
+    def _desk(self, variant: Variant, preprocessing: ImagePreprocessing | None) -> Desk:
         if self._closed:
             raise VariantNotReady("The service is stopping: send the request to another gateway.")
         desk = self._desks.get(variant.key)
         if desk is None:
             desk = self._desks[variant.key] = Desk(
-                variant, connect=self._connect, hangs=self._kill, observer=self._observer, limits=self._limits
+                Servable.of(variant, preprocessing),
+                connect=self._connect,
+                hangs=self._kill,
+                observer=self._observer,
+                limits=self._limits,
             )
-        elif desk.variant.preprocessing is None and variant.preprocessing is not None:
-            desk.variant = variant
+        elif desk.variant.preprocessing is None and preprocessing is not None:
+            desk.variant = Servable.of(variant, preprocessing)
         return desk
 
     async def _connect(self, desk: Desk) -> tuple[list[Line], bool]:

@@ -258,13 +258,13 @@ def test_an_input_shorter_than_the_weights_never_reads_what_lies_behind_it(engin
 def test_a_wrong_artifact_raises(engine: Engine, spoil: Callable[[bytes], bytes]) -> None:
     graph = graphs.conv_classifier()
     with pytest.raises(RuntimeError):
-        ENGINES[engine](spoil(graph.SerializeToString()), Execution(), declared(graph), threads=1)
+        ENGINES[engine]()(spoil(graph.SerializeToString()), Execution(), declared(graph), threads=1)
 
 
 def test_an_artifact_without_a_declared_tensor_raises(engine: Engine) -> None:
     artifact, others = graphs.conv_classifier().SerializeToString(), declared(two_inputs())
     with pytest.raises(RuntimeError, match="no tensor 'a'"):
-        ENGINES[engine](artifact, Execution(), others, threads=1)
+        ENGINES[engine]()(artifact, Execution(), others, threads=1)
 
 
 def test_onnxruntime_does_not_quantize_what_passes_a_4_bit_weight() -> None:
@@ -303,7 +303,7 @@ inputs = TensorSpec(name="x", shape=(None, 3, 8, 8), **spec)
 outputs = TensorSpec(name="logits", shape=(None, 4), **spec)
 artifact, rows = sys.stdin.buffer.read(), np.zeros((2, 3, 8, 8), np.float32)
 for _ in range({times}):
-    session = ENGINES[{engine!r}](artifact, Execution(), Signature(inputs=(inputs,), outputs=(outputs,)), threads=1)
+    session = ENGINES[{engine!r}]()(artifact, Execution(), Signature(inputs=(inputs,), outputs=(outputs,)), threads=1)
     session.infer({{"x": rows}})
     del session
     gc.collect()

@@ -1,6 +1,6 @@
 """The engines a runner can hold a variant with: what each must offer, and the one table of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -62,39 +62,22 @@ class OpenSession(Protocol):
         """
 
 
-def _openvino(
-    artifact: bytes,
-    execution: Execution,
-    signature: Signature,
-    /,
-    *,
-    streams: int = 1,
-    threads: int,
-    pixels: ImagePreprocessing | None = None,
-) -> Session:
+def _openvino() -> OpenSession:
     from workers.openvino_engine import OpenVinoSession  # noqa: PLC0415  (a runner pays for one engine only)
 
-    return OpenVinoSession(artifact, execution, signature, threads, streams=streams, pixels=pixels)
+    return OpenVinoSession
 
 
-def _onnxruntime(
-    artifact: bytes,
-    execution: Execution,
-    signature: Signature,
-    /,
-    *,
-    streams: int = 1,
-    threads: int,
-    pixels: ImagePreprocessing | None = None,
-) -> Session:
+def _onnxruntime() -> OpenSession:
     try:
         from workers.onnxruntime_engine import OnnxRuntimeSession  # noqa: PLC0415  (a runner pays for one engine only)
     except ModuleNotFoundError as error:
         raise RuntimeError("ONNX Runtime is not installed: add the package onnxruntime, or take OpenVINO.") from error
-    return OnnxRuntimeSession(artifact, execution, signature, threads, streams=streams, pixels=pixels)
+    return OnnxRuntimeSession
 
 
-ENGINES: dict[Engine, OpenSession] = {
+ENGINES: dict[Engine, Callable[[], OpenSession]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
 }
+"""Imports an engine; returns what opens its sessions."""

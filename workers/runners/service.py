@@ -27,7 +27,7 @@ from app.domain.runners import (
     Refusal,
 )
 from app.domain.serving import RunnerStatus, Tuning
-from workers.runners.computing import Arrays, Asked, Computed, Computer
+from workers.runners.computing import Arrays, Asked, Compute, Computed, Computer
 from workers.runners.connection import Connection
 from workers.runners.counters import Counters
 from workers.runners.memory import memory_use
@@ -296,10 +296,14 @@ class Service:
             one.peer.send(answer, descriptor=descriptor)
         return True
 
-    def _runs_in(self, lane: Lane) -> "_Runs":
-        chosen = self._tuning.latency if lane.mode == "latency" else self._tuning.throughput
-        streams = chosen.streams
-        return _Runs(self._sessions, streams=streams, lane=lane.number)
+    def _runs_in(self, lane: Lane) -> Compute:
+        """Return the engine, in one lane."""
+        streams = (self._tuning.latency if lane.mode == "latency" else self._tuning.throughput).streams
+
+        def run(form: Form, inputs: Arrays) -> Arrays:
+            return self._sessions.infer(inputs, streams=streams, lane=lane.number, pixels=form == "pixels")
+
+        return run
 
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         if not isinstance(error, OctetError):
@@ -347,18 +351,6 @@ class Service:
                 tuning=self._tuning,
                 knobs=self._load.knobs,
             )
-
-
-class _Runs:
-    """The engine, in one lane."""
-
-    def __init__(self, sessions: Sessions, *, streams: int, lane: int) -> None:
-        self._sessions = sessions
-        self._streams = streams
-        self._lane = lane
-
-    def __call__(self, form: Form, inputs: Arrays) -> Arrays:
-        return self._sessions.infer(inputs, streams=self._streams, lane=self._lane, pixels=form == "pixels")
 
 
 def _setting(load: Load, tuning: Tuning) -> Setting:

@@ -105,7 +105,7 @@ class Sessions:
         execution = self._variant.execution
         if self._artifact is None:
             raise RuntimeError(f"No session with {streams} streams was kept.")
-        session = ENGINES[self.engine](
+        session = ENGINES[self.engine]()(
             self._artifact,
             execution,
             self._variant.signature,

@@ -10,6 +10,7 @@ from app.api import examples
 from app.api.dependencies import Served, Services
 from app.api.documentation import answers, inlined, json_body
 from app.api.intake import Bound, read_bounded
+from app.api.loading import load_all, reason_unloaded, unload_all
 from app.api.model_paths import reference_in
 from app.api.schemas.repository import (
     IndexedModel,
@@ -19,19 +20,17 @@ from app.api.schemas.repository import (
     Statistics,
     UnloadRequest,
 )
-from app.api.statistics import model_statistics
+from app.api.statistics import is_meant, model_statistics
 from app.api.strictness import MOST_JSON_BYTES, StrictRoute
 from app.api.validation import explain
 from app.catalogue.shelf import Entry
 from app.domain.errors import RequestInvalid
 from app.domain.models import ModelManifest
 from app.domain.names import Reference
-from app.domain.serving import RunnerStatus
 
 router = APIRouter(route_class=StrictRoute)
 
 _MODEL = (404, 409, 503)
-_NOT_LOADED = "not loaded: its first request loads it"
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -63,9 +62,7 @@ async def load(model: str, request: Request, services: Served) -> dict[str, str]
     `{model}` may be `name:version@variant`; where weights decide, every variant that has any is loaded.
     """
     knobs = (await _read(request, services, LoadRequest)).knobs()
-    for variant in (await services.routing.resolve(reference_in(model))).variants.values():
-        await services.pool.load(variant, knobs=knobs)
-    services.recent_statistics.forget()
+    await load_all(services, reference_in(model), knobs=knobs)
     return {}
 
 
@@ -81,9 +78,7 @@ async def unload(model: str, request: Request, services: Served) -> dict[str, st
     The next request starts them again.
     """
     await _read(request, services, UnloadRequest)
-    for variant in (await services.routing.resolve(reference_in(model))).variants.values():
-        await services.pool.unload(variant)
-    services.recent_statistics.forget()
+    await unload_all(services, reference_in(model))
     return {}
 
 
@@ -150,30 +145,16 @@ async def _indexed(services: Services, entry: Entry[ModelManifest], loaded: set[
         name=name,
         version=str(version),
         state="READY" if ready else "UNAVAILABLE",
-        reason="" if ready else _reason(entry),
+        reason="" if ready else reason_unloaded(entry),
         octet_variants=listed,
     )
-
-
-def _reason(entry: Entry[ModelManifest]) -> str:
-    if entry.manifest is not None:
-        return _NOT_LOADED
-    return "still being imported" if entry.failure is None else entry.failure.message
 
 
 async def _statistics_of(services: Services, reference: Reference) -> Response:
     manifest = (await services.routing.resolve(reference)).manifest
     told = await services.recent_statistics.told(services.pool.statistics)
-    runners = [each for each in told if _is_meant(reference, each)]
+    runners = [each for each in told if is_meant(reference, each)]
     return _statistics(model_statistics(runners, idle=[(manifest.name, manifest.version)]))
-
-
-def _is_meant(reference: Reference, runner: RunnerStatus) -> bool:
-    return (
-        runner.model == reference.name
-        and reference.version in (None, runner.version)
-        and reference.variant in (None, runner.variant)
-    )
 
 
 def _statistics(entries: object) -> Response:
