@@ -6,16 +6,17 @@ code: the job checks it before it uses it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
 
 from app.domain.datasets import ArraySpec, DatasetFormat
 from app.domain.evidence import Finding, Histogram, Invariance, LayerSensitivity, MetricScore, Receipt
 from app.domain.models import ModelFormat
 from app.domain.preprocessing import ImagePreprocessing
-from app.domain.recipes import Single
-from app.domain.reports import Accuracy, ConversionCheck, Environment, Fidelity, Kernels, Latency, Memory
+from app.domain.recipes import Qat, Single
+from app.domain.reports import Accuracy, ConversionCheck, Difference, Environment, Fidelity, Kernels, Latency, Memory
 from app.domain.tensors import Signature
+from app.domain.training import TrainingOutcome, TrainingProgress
 from app.domain.variants import Execution
 
 FLOAT32_OUTPUT: Final = "out/float32.onnx"
@@ -23,10 +24,28 @@ SAMPLES_OUTPUT: Final = "out/samples.npz"
 VARIANT_OUTPUT: Final = "out/variant.onnx"
 """Where stages write, always: a name that a hostile stage could choose would be one more thing to check."""
 
+CHECKPOINT_OUTPUT: Final = "out/checkpoint.safetensors"
+"""Replaced by renaming whenever training says so: whole at any time, and whoever holds the old one open keeps it."""
+
+STOP_INPUT: Final = "in/stop"
+"""When this file appears, training ends with what it has."""
+
 MAX_LIBRARIES = 64
 
 Progress = Callable[[float, str], None]
 """Called by a stage with the share done, 0 to 1, and a few words."""
+
+
+class TrainingTeller(Protocol):
+    """What a stage that trains is given for `Progress`: it has more to tell."""
+
+    def __call__(self, share: float, step: str) -> None: ...
+
+    def tell(self, progress: TrainingProgress) -> None:
+        """Say where training stands."""
+
+    def checkpoint(self, step: int) -> None:
+        """Say that `out/checkpoint.safetensors` holds the state after this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +69,7 @@ class ConvertResult:
         artifact: the float32 ONNX, one file, symbolic batch axis where possible.
         samples: `.npz` with `input:<name>` and `output:<name>` arrays: random input, the original's answers.
         original: what answered, such as `torch 2.13.0`.
+        was_training: the upload was exported in training mode, and turned.
     """
 
     format: ModelFormat
@@ -58,6 +78,7 @@ class ConvertResult:
     original: str
     original_batch: int | None
     libraries: dict[str, str]
+    was_training: bool = False
 
     def __post_init__(self) -> None:
         _check_libraries(self.libraries)
@@ -152,6 +173,71 @@ class TransformResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A post-training quantization to begin from: its recipe's `summary` and its artifact."""
+
+    recipe: str
+    artifact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """Another model that answers the training rows: `name:version` and its float32 artifact."""
+
+    name: str
+    artifact: str
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """Train a static quantization from the best of the starts, and write `out/variant.onnx`.
+
+    Attributes:
+        float32: the float32 artifact: the teacher where no other is named.
+        training, held_out: rows that train, and rows that choose the step.
+        classes: names of the classes, where the labels are classes and have names.
+        checkpoint: the state to go on from; None begins anew.
+        seconds: training ends in time for this; a forecast beyond it fails at once.
+        memory_bytes: a forecast beyond it fails at once.
+    """
+
+    float32: str
+    starts: tuple[Start, ...]
+    signature: Signature
+    recipe: Qat
+    training: RowSource
+    held_out: RowSource
+    classes: tuple[str, ...] = ()
+    teacher: Teacher | None = None
+    checkpoint: str | None = None
+    seconds: float
+    memory_bytes: int
+
+    @property
+    def processes(self) -> int:
+        """How many processes do it together."""
+        return self.recipe.processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """
+    Attributes:
+        start: the start that was taken, by its place in the spec.
+    """
+
+    artifact: Literal["out/variant.onnx"]
+    start: int
+    outcome: TrainingOutcome
+    libraries: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_libraries(self.libraries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptSpec:
     """Check, in a process that has run nothing uploaded, an artifact made by one that may have."""
 
@@ -212,6 +298,8 @@ class ScoreResult:
     """
     Attributes:
         findings: what the answers themselves make doubtful.
+        ahead: by form between the first and the last: share of rows that the last answers right minus that form's,
+            paired; empty without class labels.
     """
 
     accuracy: Accuracy | None
@@ -220,6 +308,7 @@ class ScoreResult:
     invariance: Invariance | None = None
     gallery: tuple[Picture, ...] = ()
     findings: tuple[Finding, ...] = ()
+    ahead: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +397,25 @@ class CheckSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverlapSpec:
+    """Look for evaluation rows that equal one that trains, by what is in them."""
+
+    training: RowSource
+    evaluation: RowSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlapResult:
+    """
+    Attributes:
+        rows: the first of them, ascending.
+    """
+
+    count: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
     findings: tuple[Finding, ...]
     histograms: tuple[Histogram, ...]
@@ -332,9 +440,11 @@ STAGES: dict[str, Stage] = {
     "verify": Stage(function="workers.measure.conversion:verify", spec=VerifySpec, result=VerifyResult),
     "describe": Stage(function="workers.data.describe:describe", spec=DescribeSpec, result=DescribeResult),
     "transform": Stage(function="workers.toolchains:transform", spec=TransformSpec, result=TransformResult),
+    "train": Stage(function="workers.training.stage:train", spec=TrainSpec, result=TrainResult),
     "accept": Stage(function="workers.toolchains.finish:accept", spec=AcceptSpec, result=AcceptResult),
     "sense": Stage(function="workers.measure.sensitivity:sense", spec=SenseSpec, result=SenseResult),
     "check": Stage(function="workers.measure.checks:check", spec=CheckSpec, result=CheckResult),
+    "overlap": Stage(function="workers.measure.row_identity:overlap", spec=OverlapSpec, result=OverlapResult),
     "score": Stage(function="workers.measure.score:score", spec=ScoreSpec, result=ScoreResult),
     "time": Stage(function="workers.measure.timing:measure", spec=TimeSpec, result=TimeResult),
     "weigh": Stage(function="workers.measure.memory:weigh", spec=WeighSpec, result=WeighResult),

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from app.domain.evidence import Diagnosis, LayerReceipt, MetricScore
 from app.domain.metrics import METRICS
-from app.domain.recipes import PtqDynamic, PtqStatic, WeightOnly
-from app.domain.recipes.ptq_static import NARROW
+from app.domain.recipes import PtqDynamic, StaticQuantization, WeightOnly
+from app.domain.recipes.static import WIDE
 from app.domain.reports import Latency, Report
 
 SHOWN = 3
@@ -99,9 +99,9 @@ def _for_accuracy(report: Report) -> Iterable[str]:
     recipe = report.recipe
     if any(finding.code.startswith("normalisation") for finding in report.findings):
         yield "Mend the preprocessing first: every other number depends on it."
-    if isinstance(recipe, PtqStatic):
+    if isinstance(recipe, StaticQuantization):
         yield from _for_static(report, recipe)
-    if isinstance(recipe, WeightOnly) and recipe.bits == NARROW:
+    if isinstance(recipe, WeightOnly) and recipe.bits != WIDE:
         yield "Take a smaller group_size, awq with scale_estimation, or 8 bits."
     if isinstance(recipe, PtqDynamic) and recipe.toolchain == "ort":
         yield "Take toolchain nncf, whose scales follow each row's own groups of activations."
@@ -109,11 +109,11 @@ def _for_accuracy(report: Report) -> Iterable[str]:
         yield "Let technique auto search under a budget."
 
 
-def _for_static(report: Report, recipe: PtqStatic) -> Iterable[str]:
+def _for_static(report: Report, recipe: StaticQuantization) -> Iterable[str]:
     names = [layer.name for layer in report.sensitivity[:SHOWN] if layer.name not in recipe.float_layers]
     if names:
         yield f"Name {_listed(names)} in float_layers."
-    if recipe.weight_bits == NARROW and recipe.rounding == "nearest":
+    if recipe.weight_bits != WIDE and recipe.rounding == "nearest":
         yield "Learn the rounding: rounding brecq or adaround."
     if report.calibration and report.calibration.rows < FEW_ROWS:
         yield f"Calibrate with more than {report.calibration.rows} rows: 300 are a good number."
@@ -172,7 +172,7 @@ def _for_speed(report: Report, mine: Latency) -> Iterable[str]:
         yield f"Serve bfloat16: it is {bfloat16.speedup:.2f} times as fast as float32 and needs no calibration."
     if report.receipt and report.receipt.fallbacks:
         yield "Name the layers that fell back in float_layers, which saves conversions, or take another toolchain."
-    if isinstance(report.recipe, PtqStatic) and report.recipe.weights == "asymmetric":
+    if isinstance(report.recipe, StaticQuantization) and report.recipe.weights == "asymmetric":
         yield "Set weights to symmetric: OpenVINO has no int8 convolution with a weight zero point."
     if isinstance(report.recipe, WeightOnly) and mine.speedup < WORTHWHILE_SPEEDUP:
         yield "Take ptq_static or ptq_dynamic, which compute in int8."

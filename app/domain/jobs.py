@@ -7,6 +7,7 @@ from typing import Literal
 
 from app.domain.errors import IllegalTransition
 from app.domain.recipes import Recipe
+from app.domain.training import TrainingProgress
 
 
 class JobKind(StrEnum):
@@ -68,11 +69,13 @@ class Job:
         dataset: `name:version` of the dataset an import reads.
         calibration: `name:version` of the dataset whose rows set the ranges.
         evaluation: `name:version` of the dataset whose rows score; None takes rows that calibration left over.
+        training: `name:version` of the dataset whose rows train, for a recipe that does.
         variant: the name to publish under, or the variant to evaluate.
         attempt: 0 before the first start, then 1, 2, …
         percent: 0 to 100.
         step: what it is doing, in a few words.
         steps: time of every finished step of the current attempt.
+        training_progress: where training stands; None while nothing is trained.
     """
 
     id: str
@@ -83,6 +86,7 @@ class Job:
     dataset: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
+    training: str | None = None
     recipe: Recipe | None = None
     variant: str | None = None
     state: JobState = JobState.QUEUED
@@ -90,6 +94,7 @@ class Job:
     percent: float = 0.0
     step: str = "queued"
     steps: tuple[StepTime, ...] = ()
+    training_progress: TrainingProgress | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: JobError | None = None
@@ -106,7 +111,15 @@ class Job:
 
     def start(self, at: datetime) -> "Job":
         """Return this job at the beginning of its next attempt."""
-        started = replace(self, attempt=self.attempt + 1, started_at=at, percent=0.0, step="starting", steps=())
+        started = replace(
+            self,
+            attempt=self.attempt + 1,
+            started_at=at,
+            percent=0.0,
+            step="starting",
+            steps=(),
+            training_progress=None,
+        )
         return started.to(JobState.RUNNING)
 
     def succeed(self, at: datetime, *, variant: str | None = None) -> "Job":

@@ -18,6 +18,7 @@ from app.domain.evidence import (
 )
 from app.domain.recipes import Single
 from app.domain.search import Search
+from app.domain.training import Training
 from app.domain.variants import Execution
 
 Value = TypeVar("Value")
@@ -225,6 +226,7 @@ class Report:
         receipt: the layers, float32 beside the variant.
         findings: of the calibration check.
         search: only for `auto`.
+        training: only for `qat`; the form `ptq` is then the post-training quantization that it began from.
         notes: sentences for the reader: what could not be measured, and why.
     """
 
@@ -256,6 +258,7 @@ class Report:
     sensitivity: tuple[LayerSensitivity, ...] = ()
     gallery: tuple[FlippedImage, ...] = ()
     search: Search | None = None
+    training: Training | None = None
     schema_version: Literal[1, 2] = 2
 
     def renamed(self, variant: str) -> "Report":

@@ -6,6 +6,7 @@ from typing import Literal
 
 from app.domain.evidence import DataUse, Interval, LayerSensitivity, Receipt
 from app.domain.recipes import Auto, Single
+from app.domain.training import Training
 from app.domain.variants import Execution
 
 
@@ -66,6 +67,7 @@ class StoredTrial:
         metric: what score and drop were read in.
         receipt: what the engine did for each layer, float32 beside it.
         microseconds: of all layers of the trial's form together, as profiled.
+        training: how it was trained, if it was.
     """
 
     trial: Trial
@@ -75,6 +77,7 @@ class StoredTrial:
     notes: tuple[str, ...] = ()
     receipt: Receipt | None = None
     microseconds: float = 0.0
+    training: Training | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

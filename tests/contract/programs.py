@@ -32,6 +32,7 @@ class Imported:
     folder: Path
     artifact: str
     signature: Signature
+    was_training: bool = False
 
     def quantize(self, recipe: PtqStatic | None = None, *, upload: str | None = UPLOAD) -> TransformResult:
         """Run the `transform` stage."""
@@ -51,21 +52,29 @@ class Imported:
 
 
 def imported(
-    module: nn.Module, example: tuple[Tensor, ...], folder: Path, *, fixed: bool = False, decomposed: bool = False
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    folder: Path,
+    *,
+    fixed: bool = False,
+    decomposed: bool = False,
+    training: bool = False,
 ) -> Imported:
     """Export the module as users do and import it; calibration rows are drawn like the example."""
     batch = torch.export.Dim("batch")
     shapes = None if fixed else tuple({0: batch} for _ in example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says of its own modules
-        program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
+        program = torch.export.export(module.train(training), example, dynamic_shapes=shapes)
         program = program.run_decompositions() if decomposed else program
     torch.export.save(program, folder / UPLOAD)
     converted = convert(ConvertSpec(upload=UPLOAD), folder, lambda _share, _words: None)
     spec = VerifySpec(artifact=converted.artifact, samples=converted.samples, original=converted.original)
     signature = verify(spec, folder, lambda _share, _words: None).signature
     np.savez(folder / "cal.npz", **drawn(signature, example, rows=ROWS, seed=1))  # type: ignore[arg-type]
-    return Imported(folder=folder, artifact=converted.artifact, signature=signature)
+    return Imported(
+        folder=folder, artifact=converted.artifact, signature=signature, was_training=converted.was_training
+    )
 
 
 def drawn(signature: Signature, example: tuple[Tensor, ...], *, rows: int, seed: int) -> Arrays:
@@ -82,9 +91,11 @@ def drawn(signature: Signature, example: tuple[Tensor, ...], *, rows: int, seed:
 def spread(module: nn.Module) -> nn.Module:
     """Give every batch normalization numbers of its own, as training would."""
     for each in module.modules():
-        if isinstance(each, nn.BatchNorm2d):
+        norm = isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d))
+        if norm and each.running_mean is not None:
             nn.init.uniform_(each.running_mean, -0.5, 0.5)  # type: ignore[arg-type] # it tracks them
             nn.init.uniform_(each.running_var, 0.5, 3)  # type: ignore[arg-type]
+        if isinstance(each, nn.BatchNorm2d) and each.affine:
             nn.init.uniform_(each.weight, 0.5, 1.5)
     return module
 

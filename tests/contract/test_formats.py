@@ -253,9 +253,24 @@ def _truncated(folder: Path) -> Path:
     return path
 
 
-def _trained(folder: Path) -> Path:
-    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
-    return _export(folder / "m.pt2", module, torch.randn(4, 4))
+class _Counting(nn.Module):
+    """Answers with what it has seen so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.seen.add_(x.mean(0))  # type: ignore[operator] # a buffer is a tensor
+
+
+class _Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training) + torch.rand_like(x)
+
+
+def _trained(module: nn.Module) -> Callable[[Path], Path]:
+    return lambda folder: _export(folder / "m.pt2", module.train(), torch.randn(4, 4))
 
 
 def _script(folder: Path) -> Path:
@@ -277,7 +292,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "a pickle": (_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00."), "upload_unreadable", "pickle"),
     "a checkpoint": (lambda p: hostile.checkpoint(p / "m.pt2"), "upload_unreadable", "torch.export.save"),
     "torchscript": (_script, "upload_unreadable", "TorchScript"),
-    "in training mode": (_trained, "upload_refused", "eval()"),
+    "kept from run to run": (_trained(_Counting()), "upload_refused", "'seen', and nothing is kept from run to run"),
+    "noise in training": (_trained(_Noisy()), "upload_refused", "(aten.rand_like): call module.eval()"),
     "zip upwards": (lambda p: hostile.archive(p / "m", {"../m.onnx": _ONNX}), "upload_refused", "../m.onnx"),
     "zip from the root": (lambda p: hostile.archive(p / "m", {"/m.onnx": _ONNX}), "upload_refused", "leads outside"),
     "zip with a link": (lambda p: hostile.archive(p / "m", {"m.onnx": _ONNX}, link="w"), "upload_refused", "link"),

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from app.domain.datasets import DatasetFormat
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqDynamic, PtqStatic, Single, WeightOnly
-from app.domain.recipes.ptq_static import BiasCorrection
+from app.domain.recipes.static import BiasCorrection
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests.graphs import drawn, small

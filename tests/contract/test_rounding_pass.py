@@ -237,10 +237,10 @@ def test_a_residual_block_is_one_block() -> None:
 def test_a_block_that_torch_cannot_run_is_learned_layer_by_layer_and_named(tmp_path: Path) -> None:
     graph = residual()
     odd = next(each for each in graph.graph.node if each.output[0] == "r2")
-    odd.op_type = "Mish"
+    odd.op_type = "ThresholdedRelu"
     coarse = stored(graph, names=RESIDUAL)
     made = learned(tmp_path, graph, coarse, RECIPES["brecq"])
-    assert made.notes == ("One block was learned layer by layer: torch does not run its operator Mish.",)
+    assert made.notes == ("One block was learned layer by layer: torch does not run its operator ThresholdedRelu.",)
     assert (integers(made.graph)["w3_q"] != integers(coarse)["w3_q"]).any()
 
 

@@ -4,13 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from workers.toolchains.ort.histogram import (
-    BINS,
-    Histogram,
-    entropy_range,
-    least_squares_range,
-    percentile_range,
-)
+from workers.toolchains.histogram import BINS, Histogram, least_squares_range, least_squares_scale
+from workers.toolchains.ort.histogram import entropy_range, percentile_range
 
 Floats = npt.NDArray[np.float32]
 
@@ -134,3 +129,33 @@ def test_entropy_leaves_a_far_value_out() -> None:
     low, high = entropy_range(histogram(values), one_sided=False)
     assert high < 30
     assert low >= values.min()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (0, 15), (-3, 12)])
+def test_the_best_scale_errs_no_more_than_one_that_holds_every_value(low: int, high: int) -> None:
+    values = normal(scale=3) if low else np.abs(normal(scale=3))
+
+    def error(scale: float) -> float:
+        grid = np.clip(np.round(values.astype(np.float64) / scale), low, high) * scale
+        return float(np.mean((values - grid) ** 2))
+
+    full = max(values.max() / high, values.min() / low if low else 0)
+    found = least_squares_scale(histogram(values), low=low, high=high)
+    assert 0 < found < full
+    # the histogram knows a value to half a bin: 2 * 16 / 8192 / 2
+    assert np.sqrt(error(found)) <= np.sqrt(error(full)) + 2**-9
+
+
+@pytest.mark.parametrize("values", [np.zeros(8, np.float32), np.full(3, np.nan, np.float32), np.array([], np.float32)])
+def test_where_nothing_but_zeros_was_seen_there_is_no_best_scale(values: Floats) -> None:
+    assert least_squares_scale(histogram(values), low=-8, high=7) == 0
+
+
+def test_merged_histograms_count_as_one_would() -> None:
+    first, second = normal(scale=0.01), normal(seed=1, scale=30)
+    for parts in ((first, second), (second, first)):
+        merged = histogram(parts[0])
+        merged.merge(histogram(parts[1]))
+        whole = histogram(first, second)
+        assert (merged.low, merged.high, merged.limit) == (whole.low, whole.high, whole.limit)
+        np.testing.assert_array_equal(merged.counts, whole.counts)

@@ -78,6 +78,33 @@ def test_every_technique_names_its_variant() -> None:
     assert all(recipe().technique == name for name, recipe in TECHNIQUES.items())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        (PtqStatic(weight_bits=4, activation_bits=4), "w4a4"),
+        (PtqStatic(weight_bits=2), "w2a8"),
+        (PtqStatic(activation_bits=4), "w8a4"),
+    ],
+)
+def test_a_variant_of_fewer_bits_says_so_in_its_name(recipe: PtqStatic, name: str) -> None:
+    assert (recipe.default_name, recipe.narrow) == (name, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"activation_bits": 4, "activation_granularity": "per_channel"}, "set activation_granularity to per_tensor"),
+        ({"weight_bits": 2, "weights": "asymmetric"}, "set weights to symmetric"),
+        ({"activation_bits": 4, "toolchain": "torchao"}, "take nncf or ort for that"),
+        ({"int8_layers": ("fc",)}, "while all have 8"),
+        ({"weight_bits": 2, "int8_layers": ("fc",), "float_layers": ("fc",)}, "name it in one"),
+    ],
+)
+def test_fewer_bits_that_do_not_go_together_are_refused(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeInvalid, match=says):
+        PtqStatic(**changed)
+
+
 def test_preprocessing_wants_a_mean_per_channel() -> None:
     with pytest.raises(RequestInvalid, match="needs 1 values"):
         ImagePreprocessing(colour="grey")

@@ -47,6 +47,7 @@ def convert(spec: ConvertSpec, scratch: Path, progress: Progress) -> ConvertResu
         original=original.name,
         original_batch=original.batch if isinstance(original.batch, int) else None,
         libraries={name: metadata.version(name) for name in LIBRARIES},
+        was_training=original.was_training,
     )
 
 

@@ -46,6 +46,7 @@ class Original:
         name: what answers, such as `torch 2.13.0`.
         batch: the size its inputs' first axis is fixed to; "symbolic"; or None if they share no such axis.
         most_rows: the largest batch it takes.
+        was_training: it was exported in training mode; graph and answers are those of evaluation mode.
         answer: run the original on arrays by input name; answers by output name.
     """
 
@@ -55,6 +56,7 @@ class Original:
     batch: int | Literal["symbolic"] | None
     answer: Callable[[Arrays], Arrays]
     most_rows: int = 2**31 - 1
+    was_training: bool = False
 
     def draw(self, rng: np.random.Generator, *, rows: int | None = None) -> Arrays:
         """Draw random values for every input."""

@@ -9,27 +9,26 @@ import torch
 from torch.utils import _pytree as pytree
 
 from app.domain.errors import ToolchainFailed, UploadRefused
-from workers import confinement, torch_programs
+from workers import confinement, evaluation_mode, torch_programs
 from workers.formats import tidy
 from workers.formats.original import Arrays, Input, Original, shared_batch
 
 NAME = f"torch {torch.__version__}"
-_DROPOUT = "aten.dropout"
 
 
 def read(upload: Path, _temporary: Path) -> Original:
-    """Load a `.pt2`, export its graph to ONNX.
+    """Load a `.pt2`, take it in evaluation mode, export its graph to ONNX.
 
     Raises:
         UploadUnreadable: torch cannot load it.
-        UploadRefused: exported in training mode, compiled, or with inputs that are not tensors.
+        UploadRefused: compiled, with inputs that are not tensors, or without an evaluation mode.
         ToolchainFailed: the ONNX exporter cannot express the graph.
         SandboxUnavailable: the machine cannot confine what the file may execute.
     """
     confinement.require_complete("a .pt2 file")
     _refuse_compiled(upload)
     program = torch_programs.load(upload)
-    _refuse_training(program)
+    was_training = evaluation_mode.take(program)
     tensors = torch_programs.user_inputs(program)
     symbols = _sizes(tensors)
     inputs = tuple(_input(name, tensor, symbols) for name, tensor in tensors.items())
@@ -41,6 +40,7 @@ def read(upload: Path, _temporary: Path) -> Original:
         batch=_batch(list(tensors.values())),
         answer=_Module(program, [each.name for each in inputs], [each.name for each in graph.graph.output]).answer,
         most_rows=torch_programs.most_rows(program, list(tensors.values())),
+        was_training=was_training,
     )
 
 
@@ -51,17 +51,6 @@ def _refuse_compiled(upload: Path) -> None:
         raise UploadRefused(
             "The .pt2 holds a compiled (AOTInductor) program: send the one that torch.export.save writes."
         )
-
-
-def _refuse_training(program: torch.export.ExportedProgram) -> None:
-    # Batch statistics that a run updates, or rows dropped at random, give no answer to compare with.
-    updates = bool(program.graph_signature.buffers_to_mutate)
-    drops = any(
-        node.op == "call_function" and str(node.target).startswith(_DROPOUT) and node.args[2:3] == (True,)
-        for node in program.graph.nodes
-    )
-    if updates or drops:
-        raise UploadRefused("The .pt2 was exported in training mode: call module.eval() before torch.export.export.")
 
 
 def _sizes(tensors: dict[str, torch.Tensor]) -> dict[Any, int]:

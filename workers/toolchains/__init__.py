@@ -2,7 +2,7 @@
 
 A handler, `workers.toolchains.<toolchain>.<technique>.transform`, changes the graph and says how an engine must run it.
 What comes before it, whatever the toolchain - operators raised, nodes named, batch normalizations folded, channels
-equalized - is `workers.toolchains.prepare`; what comes after it - 4-bit grids and learned rounding - is
+equalized - is `workers.toolchains.prepare`; what comes after it - grids of fewer bits and learned rounding - is
 `workers.toolchains.octet.rounding`; clean, checked, opened by a second engine is `workers.toolchains.finish`.
 """
 

@@ -2,7 +2,7 @@
 
 import onnx
 
-from app.domain.recipes import Cast, PtqStatic, Single
+from app.domain.recipes import Cast, Single, StaticQuantization
 from workers import graphs
 from workers.toolchains import graph as onnx_graph
 from workers.toolchains.batch_norm import fold_batch_norms
@@ -27,7 +27,7 @@ def prepare(graph: onnx.ModelProto, recipe: Single) -> onnx.ModelProto:
         onnx_graph.check_layers(names, (*before, *(node.name for node in graphs.nodes_of(graph.graph))), field=field)
     if not isinstance(recipe, Cast):
         part_by_axis(graph.graph)
-    if not isinstance(recipe, PtqStatic):
+    if not isinstance(recipe, StaticQuantization):
         return graph
     part_from_inner_graphs(graph.graph)
     if recipe.fold_batch_norm:

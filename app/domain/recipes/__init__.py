@@ -9,6 +9,8 @@ from app.domain.recipes.cast import Cast
 from app.domain.recipes.limits import LearnsFromRows
 from app.domain.recipes.ptq_dynamic import PtqDynamic
 from app.domain.recipes.ptq_static import PtqStatic
+from app.domain.recipes.qat import Qat
+from app.domain.recipes.static import StaticQuantization
 from app.domain.recipes.weight_only import WeightOnly
 
 __all__ = [
@@ -20,12 +22,14 @@ __all__ = [
     "LearnsFromRows",
     "PtqDynamic",
     "PtqStatic",
+    "Qat",
     "Recipe",
     "Single",
+    "StaticQuantization",
     "WeightOnly",
 ]
 
-Single = PtqStatic | PtqDynamic | WeightOnly | Cast
+Single = PtqStatic | PtqDynamic | WeightOnly | Cast | Qat
 """A recipe that makes one artifact."""
 
 Recipe = Single | Auto
@@ -39,5 +43,6 @@ TECHNIQUES: dict[str, type[Recipe]] = {
     "ptq_dynamic": PtqDynamic,
     "weight_only": WeightOnly,
     "cast": Cast,
+    "qat": Qat,
     "auto": Auto,
 }

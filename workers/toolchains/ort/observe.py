@@ -20,13 +20,8 @@ from workers.data.batches import Tensors, batches
 from workers.stages import Progress, TransformSpec
 from workers.toolchains import graph as onnx_graph
 from workers.toolchains.evaluate import ONNXRUNTIME_ERRORS
-from workers.toolchains.ort.histogram import (
-    Histogram,
-    Range,
-    entropy_range,
-    least_squares_range,
-    percentile_range,
-)
+from workers.toolchains.histogram import Histogram, Range, least_squares_range
+from workers.toolchains.ort.histogram import entropy_range, percentile_range
 
 SHARE = 0.7
 """How much of the technique's time goes into calibrating, for the progress shown."""

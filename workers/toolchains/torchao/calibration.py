@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from app.domain.recipes import PtqStatic
 from app.domain.tensors import Signature
-from workers import torch_programs
+from workers import evaluation_mode, torch_programs
 from workers.data.batches import Tensors, batches
 from workers.stages import Progress, RowSource
 from workers.toolchains.torchao.observers import Settling
@@ -34,8 +34,9 @@ class Program:
 
     @classmethod
     def load(cls, path: Path) -> "Program":
-        """Load a `.pt2`."""
+        """Load a `.pt2` and put it into evaluation mode, as the import did."""
         exported = torch_programs.load(path)
+        evaluation_mode.take(exported)
         return cls(exported=exported, inputs=torch_programs.user_inputs(exported))
 
     @property

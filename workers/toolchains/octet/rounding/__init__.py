@@ -1,11 +1,10 @@
-"""4-bit grids and learned rounding, on a graph that a toolchain has quantized already."""
+"""Grids of fewer bits and learned rounding, on a graph that a toolchain has quantized already."""
 
 import importlib
 from pathlib import Path
 from typing import cast
 
 from app.domain.recipes import PtqStatic, Single, WeightOnly
-from app.domain.recipes.ptq_static import NARROW
 from workers.stages import Progress, TransformSpec
 from workers.toolchains.made import Made
 
@@ -13,7 +12,8 @@ from workers.toolchains.made import Made
 def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) -> Made:
     """Return the graph with its weights rounded as the recipe says; as it was where the recipe asks for nothing.
 
-    Only the integers of weights change, and for a 4-bit grid their scales.
+    Only the integers of weights change, for a grid of fewer bits their scales, and for activations of fewer bits the
+    scales and zero points of their quantizers, with a Clip in front of each.
 
     Raises:
         ToolchainFailed: there is nothing to learn, there are no rows to learn from, or the graph cannot be run.
@@ -28,5 +28,5 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
 
 def _asked(recipe: Single) -> bool:
     if isinstance(recipe, PtqStatic):
-        return recipe.weight_bits == NARROW or recipe.rounding != "nearest"
+        return recipe.narrow or recipe.rounding != "nearest"
     return isinstance(recipe, WeightOnly) and recipe.rounding != "nearest"

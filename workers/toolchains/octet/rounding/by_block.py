@@ -11,7 +11,7 @@ from workers.toolchains.octet.rounding.adaround import POSITIONS
 from workers.toolchains.octet.rounding.blocks import Block, blocks_of
 from workers.toolchains.octet.rounding.brecq import BlockTask, Circuit, as_tensor, brecq, circuit_of
 from workers.toolchains.octet.rounding.by_layer import keep_targets, round_adaround, tell
-from workers.toolchains.octet.rounding.layers import read_grid, write_integers
+from workers.toolchains.octet.rounding.layers import write_integers
 from workers.toolchains.octet.rounding.operators import NotTaken, untaken
 from workers.toolchains.octet.rounding.playback import Playback, constant
 from workers.toolchains.octet.rounding.soft import Effort
@@ -64,7 +64,7 @@ def _round_block(study: Study, block: Block, quantized: Playback, original: Play
         return reason
     quantized.advance(block.start)
     circuit = circuit_of(block, study.model, study.wiring)
-    grids = tuple(read_grid(layer, study.wiring) for layer in block.layers)
+    grids = tuple(study.grid(layer) for layer in block.layers)
     try:
         checked = _check(study, block, circuit, quantized)
     except NotTaken as error:

@@ -9,7 +9,7 @@ from workers.toolchains.octet.rounding.activations import activation_after
 from workers.toolchains.octet.rounding.adaround import POSITIONS, Task, adaround
 from workers.toolchains.octet.rounding.forms import Floats
 from workers.toolchains.octet.rounding.gptq import MOST_POSITIONS, gptq, hessian, in_parts, inverse_factor, joined
-from workers.toolchains.octet.rounding.layers import Layer, read_grid, write_integers
+from workers.toolchains.octet.rounding.layers import Layer, write_integers
 from workers.toolchains.octet.rounding.memory import give_back
 from workers.toolchains.octet.rounding.playback import Playback
 from workers.toolchains.octet.rounding.samples import sample
@@ -75,7 +75,7 @@ def round_adaround(study: Study, layer: Layer, quantized: Playback, original: Pl
     task = Task(
         form=layer.form,
         weight=weight,
-        grid=read_grid(layer, study.wiring),
+        grid=study.grid(layer),
         bias=study.bias(layer, shape=shape),
         activation=activation_after(target, study.original, study.known),
         samples=samples,
@@ -92,7 +92,7 @@ def steps_for(multiplications: int, *, units: int) -> int:
 
 def _round_gptq(study: Study, layer: Layer, quantized: Playback) -> None:
     give_back()
-    weight, grid = study.weight(layer), read_grid(layer, study.wiring)
+    weight, grid = study.weight(layer), study.grid(layer)
     share_threads(MOST_POSITIONS * weight.size)
     inputs = _inputs(study, layer, quantized)
     factors = [inverse_factor(h) for h in hessian(layer.form, inputs, count=quantized.batches, seed=study.seed)]

@@ -2,6 +2,7 @@
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
@@ -97,14 +98,30 @@ def cut(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def pad(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     x, pads, value, axes = needed(inputs, 0), numbers(needed(inputs, 1)), given(inputs, 2), given(inputs, 3)
-    if attribute(node, "mode", "constant") != "constant":
-        raise NotTaken
+    mode = str(attribute(node, "mode", "constant"))
     over = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in numbers(axes)]
     around = [(0, 0)] * x.ndim
     for axis, begin, end in zip(over, pads[: len(over)], pads[len(over) :], strict=True):
         around[axis] = (begin, end)
+    if mode != "constant":
+        return (_continued(x, around, mode),)
     flat = [each for pair in reversed(around) for each in pair]
     return (functional.pad(x, flat, value=0.0 if value is None else float(value)),)
+
+
+def _continued(x: Tensor, around: list[tuple[int, int]], mode: str) -> Tensor:
+    """Pad with elements of the tensor itself, along one axis after the other."""
+    for axis, (begin, end) in enumerate(around):
+        size = x.shape[axis]
+        places = torch.arange(-begin, size + end)
+        if mode == "edge":
+            places = places.clamp(0, size - 1)
+        elif mode == "reflect":
+            places = (places.abs() - (size - 1)).abs().neg() + (size - 1)
+        else:
+            raise NotTaken
+        x = x.index_select(axis, places) if begin or end else x
+    return x
 
 
 def cast(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -128,6 +145,45 @@ def expand(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def where(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     return (torch.where(needed(inputs, 0), needed(inputs, 1), needed(inputs, 2)),)
+
+
+def tile(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    return (needed(inputs, 0).repeat(numbers(needed(inputs, 1))),)
+
+
+def count(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    first = needed(inputs, 0)
+    start, end, step = (needed(inputs, place).item() for place in range(3))
+    return (torch.arange(start, end, step, dtype=first.dtype),)
+
+
+def filled(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    value = next((each.t for each in node.attribute if each.name == "value"), None)
+    one = torch.zeros(1) if value is None else torch.from_numpy(numpy_helper.to_array(value).copy())
+    return (one.reshape(()).repeat(numbers(needed(inputs, 0))),)
+
+
+def triangle(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    offset = given(inputs, 1)
+    function = torch.triu if whole(node, "upper", 1) else torch.tril
+    return (function(needed(inputs, 0), 0 if offset is None else int(offset)),)
+
+
+def gather_elements(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    x, where, axis = needed(inputs, 0), needed(inputs, 1).long(), whole(node, "axis", 0)
+    return (x.gather(axis, torch.where(where < 0, where + x.shape[axis], where)),)
+
+
+def largest(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    x, axis, upwards = needed(inputs, 0), whole(node, "axis", -1), bool(whole(node, "largest", 1))
+    found = x.topk(int(needed(inputs, 1)), axis, upwards, bool(whole(node, "sorted", 1)))
+    return (found.values, found.indices)
+
+
+def place_of_largest(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    if whole(node, "select_last_index", 0):
+        raise NotTaken
+    return (needed(inputs, 0).argmax(whole(node, "axis", 0), bool(whole(node, "keepdims", 1))),)
 
 
 def _end(end: int, step: int, size: int) -> int | None:

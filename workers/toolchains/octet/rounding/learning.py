@@ -9,15 +9,16 @@ import onnx
 
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic, WeightOnly
-from app.domain.recipes.ptq_static import NARROW
+from app.domain.recipes.static import WIDE
 from workers.stages import Progress, RowSource, TransformSpec
 from workers.toolchains.graph import load_graph
 from workers.toolchains.made import Made
 from workers.toolchains.octet.rounding.by_block import learn_brecq
 from workers.toolchains.octet.rounding.by_layer import learn_adaround, learn_gptq
+from workers.toolchains.octet.rounding.coarse import Coarse, coarsen
 from workers.toolchains.octet.rounding.layers import Layer, Source, layers_of, read_grid, read_integers, source_of
 from workers.toolchains.octet.rounding.memory import give_back
-from workers.toolchains.octet.rounding.narrow import narrow
+from workers.toolchains.octet.rounding.narrow import Bounds, narrow
 from workers.toolchains.octet.rounding.study import Study
 from workers.toolchains.octet.rounding.wiring import Wiring
 from workers.toolchains.prepare import prepare
@@ -31,7 +32,7 @@ _NAMES_SHOWN = 5
 
 
 def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) -> Made:
-    """Narrow and learn the weights of a graph that a toolchain has quantized.
+    """Narrow weights and activations, and learn the weights, of a graph that a toolchain has quantized.
 
     Peak memory is that of both graphs, one piece of one of them opened in ONNX Runtime, and 48 MiB of samples or one
     block's weights eight times over; it does not grow with the rows. Every result follows from the recipe's seed.
@@ -44,10 +45,13 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
     wiring, known = Wiring(made.graph.graph), Wiring(original.graph)
     layers, left = layers_of(wiring)
     sources = {layer.name: source_of(layer, wiring, original=original, known=known) for layer in layers}
-    narrowed = _narrowed(recipe, layers, sources, wiring, original=original, known=known)
-    told = (*_told(left, "keep 8 bits" if narrowed else "are rounded to nearest"), *_unused(recipe, layers, left))
+    bounds = _narrowed(recipe, layers, sources, wiring, original=original, known=known)
+    coarse = coarsen(made.graph, spec, scratch, progress)
+    told = (*_left(recipe, left), *coarse.notes, *_unused(recipe, {*left, *(each.name for each in layers)}, coarse))
     if recipe.rounding == "nearest":
         return replace(made, notes=(*made.notes, *told))
+    wiring = Wiring(made.graph.graph)
+    layers = layers_of(wiring)[0]
     unknown = [layer.name for layer in layers if sources[layer.name] is None]
     study = Study(
         model=made.graph,
@@ -56,6 +60,7 @@ def learn(made: Made, spec: TransformSpec, scratch: Path, progress: Progress) ->
         known=known,
         layers=tuple(layer for layer in layers if layer.name not in unknown),
         sources={name: source for name, source in sources.items() if source is not None},
+        bounds=bounds,
         spec=spec,
         scratch=scratch,
         folder=scratch / "rounding",
@@ -92,10 +97,11 @@ def _narrowed(
     *,
     original: onnx.ModelProto,
     known: Wiring,
-) -> bool:
-    """Put the layers on the 4-bit grid, where the recipe asks for it."""
-    if not isinstance(recipe, PtqStatic) or recipe.weight_bits != NARROW:
-        return False
+) -> dict[str, Bounds]:
+    """Put the layers on the grid of fewer bits that the recipe asks for, and return its bounds layer by layer."""
+    if not isinstance(recipe, PtqStatic) or recipe.weight_bits == WIDE:
+        return {}
+    bounds = {}
     for layer in layers:
         if layer.name in recipe.int8_layers:
             continue
@@ -104,15 +110,24 @@ def _narrowed(
             weight = read_grid(layer, wiring).value(read_integers(layer, wiring))
         else:
             weight = source.weight(layer, original=original, known=known)
-        narrow(layer, wiring, weight)
-    return True
+        bounds[layer.name] = narrow(layer, wiring, weight, bits=recipe.weight_bits)
+    return bounds
 
 
-def _unused(recipe: PtqStatic | WeightOnly, layers: list[Layer], left: list[str]) -> tuple[str, ...]:
+def _left(recipe: PtqStatic | WeightOnly, left: list[str]) -> tuple[str, ...]:
+    """Say what becomes of the weights that cannot be rounded anew, if anything was asked of them."""
+    if isinstance(recipe, PtqStatic) and recipe.weight_bits != WIDE:
+        return _told(left, "keep 8 bits")
+    return _told(left, "are rounded to nearest") if recipe.rounding != "nearest" else ()
+
+
+def _unused(recipe: PtqStatic | WeightOnly, weighted: set[str], coarse: Coarse) -> tuple[str, ...]:
     """Say which names in `int8_layers` changed nothing."""
     named = recipe.int8_layers if isinstance(recipe, PtqStatic) else ()
-    unused = [name for name in named if name not in left and name not in {layer.name for layer in layers}]
-    return tuple(f"int8_layers names {name[:80]}, which has no quantized weight." for name in unused[:_NAMES_SHOWN])
+    unused = [name for name in named if name not in weighted and name not in coarse.readers]
+    return tuple(
+        f"int8_layers names {name[:80]}, which has no quantized weight or input." for name in unused[:_NAMES_SHOWN]
+    )
 
 
 def _told(names: list[str], what: str) -> tuple[str, ...]:

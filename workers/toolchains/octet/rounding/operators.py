@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.graphs import STANDARD_DOMAINS
-from workers.toolchains.octet.rounding import layout, pointwise, windows
+from workers.toolchains.octet.rounding import layout, pointwise, recurrent, windows
 from workers.toolchains.octet.rounding.pointwise import NotTaken, Operator, binary, reducer, unary
 
 __all__ = ["OPERATORS", "NotTaken", "run", "untaken"]
@@ -21,6 +21,7 @@ OPERATORS: dict[str, Operator] = {
     "GlobalMaxPool": windows.global_max_pool,
     "Resize": windows.resize,
     "DepthToSpace": windows.depth_to_space,
+    "SpaceToDepth": windows.space_to_depth,
     "Gemm": pointwise.gemm,
     "MatMul": binary(torch.matmul),
     "Add": binary(torch.add),
@@ -31,6 +32,18 @@ OPERATORS: dict[str, Operator] = {
     "Max": binary(torch.maximum),
     "Min": binary(torch.minimum),
     "Equal": binary(torch.eq),
+    "Greater": binary(torch.gt),
+    "GreaterOrEqual": binary(torch.ge),
+    "Less": binary(torch.lt),
+    "LessOrEqual": binary(torch.le),
+    "And": binary(torch.logical_and),
+    "Or": binary(torch.logical_or),
+    "Not": unary(torch.logical_not),
+    "IsNaN": unary(torch.isnan),
+    "Mod": pointwise.modulo,
+    "Sum": pointwise.total,
+    "Einsum": pointwise.einsum,
+    "CumSum": pointwise.running_sum,
     "Sqrt": unary(torch.sqrt),
     "Exp": unary(torch.exp),
     "Log": unary(torch.log),
@@ -38,10 +51,20 @@ OPERATORS: dict[str, Operator] = {
     "Neg": unary(torch.neg),
     "Reciprocal": unary(torch.reciprocal),
     "Erf": unary(torch.erf),
+    "Floor": unary(torch.floor),
+    "Ceil": unary(torch.ceil),
+    "Round": unary(torch.round),
+    "Sign": unary(torch.sign),
+    "Sin": unary(torch.sin),
+    "Cos": unary(torch.cos),
     "Relu": unary(torch.relu),
     "Sigmoid": unary(torch.sigmoid),
     "Tanh": unary(torch.tanh),
     "Softplus": unary(torch.nn.functional.softplus),
+    "Softsign": unary(torch.nn.functional.softsign),
+    "Mish": unary(torch.nn.functional.mish),
+    "Selu": pointwise.selu,
+    "Celu": pointwise.celu,
     "Identity": unary(lambda x: x),
     "Dropout": unary(lambda x: x),
     "Clip": pointwise.clip,
@@ -52,6 +75,7 @@ OPERATORS: dict[str, Operator] = {
     "HardSwish": pointwise.hard_swish,
     "Gelu": pointwise.gelu,
     "Softmax": pointwise.softmax,
+    "LogSoftmax": pointwise.log_softmax,
     "LayerNormalization": pointwise.layer_normalization,
     "BatchNormalization": pointwise.batch_normalization,
     "InstanceNormalization": pointwise.instance_normalization,
@@ -59,6 +83,12 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": reducer(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
     "ReduceMax": reducer(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "ReduceMin": reducer(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
+    "ReduceL1": reducer(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
+    "ReduceL2": reducer(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keepdim=keep)),
+    "ReduceSumSquare": reducer(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)),
+    "ReduceLogSumExp": reducer(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
+    "LSTM": recurrent.lstm,
+    "GRU": recurrent.gru,
     "QuantizeLinear": pointwise.quantize,
     "DequantizeLinear": pointwise.dequantize,
     "Reshape": layout.reshape,
@@ -75,6 +105,13 @@ OPERATORS: dict[str, Operator] = {
     "Shape": layout.shape,
     "Expand": layout.expand,
     "Where": layout.where,
+    "Tile": layout.tile,
+    "Range": layout.count,
+    "ConstantOfShape": layout.filled,
+    "Trilu": layout.triangle,
+    "GatherElements": layout.gather_elements,
+    "TopK": layout.largest,
+    "ArgMax": layout.place_of_largest,
 }
 
 

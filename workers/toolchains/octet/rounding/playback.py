@@ -126,6 +126,19 @@ class _Piece:
         return {name: made[name] if name in made else arrays[name] for name in self._wanted}
 
 
+def run_through(model: onnx.ModelProto, rows: Iterator[Arrays], wanted: Sequence[str]) -> Iterator[Arrays]:
+    """Yield some tensors of a graph batch by batch; nothing is kept.
+
+    Raises:
+        ToolchainFailed: ONNX Runtime cannot run the graph.
+    """
+    piece, wiring = None, Wiring(model.graph)
+    for batch in rows:
+        if piece is None:
+            piece = _Piece(model, wiring, given=batch, wanted=wanted, before=len(wiring.nodes))
+        yield piece(batch)
+
+
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Open a graph that nobody but Octet will run.
 

@@ -116,6 +116,43 @@ def softmax(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     return (torch.softmax(needed(inputs, 0), whole(node, "axis", -1)),)
 
 
+def log_softmax(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    return (torch.log_softmax(needed(inputs, 0), whole(node, "axis", -1)),)
+
+
+def celu(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    return (functional.celu(needed(inputs, 0), number(node, "alpha", 1.0)),)
+
+
+def selu(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    x, alpha = needed(inputs, 0), number(node, "alpha", 1.6732632423543772)
+    below = alpha * torch.expm1(x.clamp(max=0))
+    return (number(node, "gamma", 1.0507009873554805) * torch.where(x > 0, x, below),)
+
+
+def modulo(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    function = torch.fmod if whole(node, "fmod", 0) else torch.remainder
+    return (function(needed(inputs, 0), needed(inputs, 1)),)
+
+
+def total(_node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    made = needed(inputs, 0)
+    for place in range(1, len(inputs)):
+        made = made + needed(inputs, place)
+    return (made,)
+
+
+def einsum(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    return (torch.einsum(str(attribute(node, "equation", "")), *(needed(inputs, at) for at in range(len(inputs)))),)
+
+
+def running_sum(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    x, axis = needed(inputs, 0), int(needed(inputs, 1))
+    x = x.flip(axis) if whole(node, "reverse", 0) else x
+    made = x.cumsum(axis) - x if whole(node, "exclusive", 0) else x.cumsum(axis)
+    return (made.flip(axis) if whole(node, "reverse", 0) else made,)
+
+
 def gemm(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     a = needed(inputs, 0).T if whole(node, "transA", 0) else needed(inputs, 0)
     b = needed(inputs, 1).T if whole(node, "transB", 0) else needed(inputs, 1)

@@ -10,7 +10,8 @@ import onnx
 from app.domain.errors import ToolchainFailed
 from workers.data.batches import batches
 from workers.stages import Progress, RowSource, TransformSpec
-from workers.toolchains.octet.rounding.layers import Floats, Layer, Source
+from workers.toolchains.octet.rounding.layers import Floats, Grid, Layer, Source, read_grid
+from workers.toolchains.octet.rounding.narrow import Bounds
 from workers.toolchains.octet.rounding.playback import Arrays, Playback, constant
 from workers.toolchains.octet.rounding.samples import Shape
 from workers.toolchains.octet.rounding.wiring import Wiring
@@ -36,6 +37,7 @@ class Study:
         original, known: the float graph.
         layers: in the order they run in.
         sources: by layer, the weight before rounding.
+        bounds: by layer, the least and the largest integer of its grid, where that is narrower than its type.
     """
 
     model: onnx.ModelProto
@@ -44,6 +46,7 @@ class Study:
     known: Wiring
     layers: tuple[Layer, ...]
     sources: Mapping[str, Source]
+    bounds: Mapping[str, Bounds]
     spec: TransformSpec
     scratch: Path
     folder: Path
@@ -53,6 +56,12 @@ class Study:
     def weight(self, layer: Layer) -> Floats:
         """Return a layer's weight before rounding."""
         return self.sources[layer.name].weight(layer, original=self.original, known=self.known)
+
+    def grid(self, layer: Layer) -> Grid:
+        """Return the grid that a layer's integers may be on, whichever of them are in use."""
+        grid = read_grid(layer, self.wiring)
+        qmin, qmax = self.bounds.get(layer.name, (grid.qmin, grid.qmax))
+        return replace(grid, qmin=qmin, qmax=qmax)
 
     def place(self, layer: Layer) -> int:
         return self.wiring.places[layer.name]
@@ -117,14 +126,17 @@ class Study:
         return total
 
     def _rows(self, source: RowSource) -> Iterator[Arrays]:
-        for batch in batches(source, self.spec.signature, scratch=self.scratch, size=self._together(source)):
-            yield batch.inputs
+        return batched(source, self.spec, scratch=self.scratch)
 
-    def _together(self, source: RowSource) -> int:
-        one = replace(source, rows=source.rows[:1])
-        first = next(iter(batches(one, self.spec.signature, scratch=self.scratch, size=1)))
-        row_bytes = sum(array.nbytes for array in first.inputs.values())
-        return min(BATCH, max(1, LARGE_BATCH_BYTES // max(1, row_bytes)))
+
+def batched(source: RowSource, spec: TransformSpec, *, scratch: Path) -> Iterator[Arrays]:
+    """Yield a graph's inputs, as many rows at a time as `BATCH` and `LARGE_BATCH_BYTES` allow."""
+    one = replace(source, rows=source.rows[:1])
+    first = next(iter(batches(one, spec.signature, scratch=scratch, size=1)))
+    row_bytes = sum(array.nbytes for array in first.inputs.values())
+    together = min(BATCH, max(1, LARGE_BATCH_BYTES // max(1, row_bytes)))
+    for batch in batches(source, spec.signature, scratch=scratch, size=together):
+        yield batch.inputs
 
 
 def until_read(places: Sequence[int]) -> list[int]:

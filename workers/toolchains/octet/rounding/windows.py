@@ -47,12 +47,14 @@ def convolve_transposed(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, .
 def max_pool(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     x = needed(inputs, 0)
     axes = x.ndim - 2
-    if len([name for name in node.output if name]) > 1 or whole(node, "ceil_mode", 0):
+    # where both ends are padded, the libraries differ in what a last window may lack
+    ceil = bool(whole(node, "ceil_mode", 0))
+    if len([name for name in node.output if name]) > 1 or (ceil and any(integers(node, "pads", [0]))):
         raise NotTaken
     kernel = integers(node, "kernel_shape")
     strides, dilations = integers(node, "strides", [1] * axes), integers(node, "dilations", [1] * axes)
     padded = pad_edges(x, edges(node, x, kernel, strides, dilations), float("-inf"))
-    return (cast(Callable[..., Tensor], _pick(_MAX_POOLS, axes))(padded, kernel, strides, 0, dilations),)
+    return (cast(Callable[..., Tensor], _pick(_MAX_POOLS, axes))(padded, kernel, strides, 0, dilations, ceil),)
 
 
 def average_pool(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -104,6 +106,13 @@ def depth_to_space(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
     rows, channels, height, width = x.shape
     split = x.reshape(rows, size, size, channels // size**2, height, width).permute(0, 3, 4, 1, 5, 2)
     return (split.reshape(rows, -1, height * size, width * size),)
+
+
+def space_to_depth(node: onnx.NodeProto, inputs: Inputs) -> tuple[Tensor, ...]:
+    x, size = needed(inputs, 0), whole(node, "blocksize", 1)
+    rows, channels, height, width = x.shape
+    split = x.reshape(rows, channels, height // size, size, width // size, size).permute(0, 3, 5, 1, 2, 4)
+    return (split.reshape(rows, -1, height // size, width // size),)
 
 
 def edges(

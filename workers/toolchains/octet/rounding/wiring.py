@@ -1,10 +1,13 @@
 """Who makes and who takes each tensor of an ONNX graph, and which tensors never change."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from workers.toolchains.graph import reads
+from workers.toolchains.graph import add_constant, reads
 
 
 class Wiring:
@@ -52,6 +55,17 @@ class Wiring:
     def known(self, name: str) -> bool:
         """Whether this level of the graph has such a tensor: names inside a node's own graphs may not."""
         return name in self.makers or name in self.inputs or name in self.initializers
+
+    def part(self, name: str, nodes: Sequence[onnx.NodeProto], values: NDArray[np.generic]) -> None:
+        """Give some of the nodes that take a stored tensor one of their own, with other values."""
+        own = add_constant(self.graph, values, like=f"{name}_own")
+        self.initializers[own] = self.graph.initializer[-1]
+        self.constants.add(own)
+        moved = [place for place in self.takers[name] if any(self.nodes[place] is node for node in nodes)]
+        for node in nodes:
+            node.input[:] = [own if each == name else each for each in node.input]
+        self.takers[own] = moved
+        self.takers[name] = [place for place in self.takers[name] if place not in moved]
 
     def last_use(self, name: str) -> int:
         """Return the place of the last node that takes a tensor; past the end if the graph gives it out."""
