@@ -117,6 +117,17 @@ class Settings(BaseSettings):
     job_memory_bytes: int = Field(8 * 2**30, ge=2**28, description="Memory one stage of a job may take.")
     job_scratch_bytes: int = Field(16 * 2**30, ge=2**20, description="Disk one job may take.")
     job_attempts: int = Field(3, ge=1, description="How often a job is started when its worker is lost.")
+    training_nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Machines that training with several processes is shared out to, the worker's included.",
+    )
+    training_rendezvous: str = Field(
+        "127.0.0.1:29400",
+        pattern=r"^[^\s:]+:[1-9][0-9]{0,4}$",
+        description="Address of this worker where the other machines of a training meet, used when there are several.",
+    )
     job_lost_after_seconds: int = Field(15, ge=5, description="A worker silent for so long has lost its job.")
     allow_unsandboxed: bool = Field(
         default=False, description="Take `.pt2` files although the kernel cannot confine what they execute."
@@ -188,6 +199,8 @@ def allowed(field: FieldInfo) -> str:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     if kinds and all(isinstance(kind, str) for kind in kinds):
         return "one of " + ", ".join(kinds)
+    if _limits(field, "pattern"):
+        return "host:port"
     kind = kinds[0] if kinds else field.annotation
     return _KINDS.get(kind, "text") + _bounds(field)
 

@@ -21,6 +21,7 @@ from app.telemetry.logs import configure
 from workers.jobs.attempt import attempt, lose
 from workers.jobs.bench import Workshop
 from workers.jobs.scratch import sweep
+from workers.limits import Machines
 from workers.queue_worker import JobWorker
 from workers.sandbox import Limits, missing_protections
 
@@ -72,9 +73,16 @@ async def _workshop(settings: Settings) -> AsyncIterator[Workshop]:
                 memory_bytes=settings.job_memory_bytes,
                 scratch_bytes=settings.job_scratch_bytes,
                 seconds=settings.job_timeout_seconds,
+                machines=_machines(settings),
             ),
             allow_unsandboxed=settings.allow_unsandboxed,
         )
+
+
+def _machines(settings: Settings) -> Machines | None:
+    if settings.training_nodes == 1:
+        return None
+    return Machines(rendezvous=settings.training_rendezvous, number=settings.training_nodes)
 
 
 async def _in_workshop(job: str, use: Callable[[str, Workshop], Awaitable[None]]) -> None:

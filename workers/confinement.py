@@ -1,6 +1,7 @@
 """What a process takes from itself before it reads anything foreign: files, network, programs, privileges.
 
-Applied in the child: by `workers.stage_child`, which `workers.sandbox` watches from outside, and by a runner.
+Applied in the child: by `workers.stage_child`, which `workers.sandbox` watches from outside, by each process of a
+stage that has several, and by a runner.
 """
 
 import ctypes
@@ -55,6 +56,8 @@ _OWN_FILES = ("auxv", "cgroup", "maps", "smaps_rollup", "stat", "statm", "status
 _OWN_FOLDERS = ("fd", "task")
 # What a runner needs beyond a stage: to answer on the socket it was born with, in memory that it passes on.
 _RUNNER_CALLS = ("sendmsg", "memfd_create")
+# And what one of several processes of a stage needs: to talk to the others.
+_RANK_CALLS = ("socket", "bind", "listen", "accept", "accept4", "connect", "sendto", "sendmsg")
 
 
 @cache
@@ -100,6 +103,28 @@ def confine(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: fl
     Raises:
         OSError: the kernel refused a measure that it offers.
     """
+    _limit_stage(memory_bytes=memory_bytes, scratch_bytes=scratch_bytes, seconds=seconds)
+    _shut([(scratch, _SCRATCH)])
+
+
+def confine_rank(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
+    """Take what `confine` takes, but for the internet's sockets: in the network that it is in, it may talk.
+
+    Raises:
+        OSError: the kernel refused a measure that it offers.
+    """
+    _limit_stage(memory_bytes=memory_bytes, scratch_bytes=scratch_bytes, seconds=seconds)
+    _shut([(scratch, _SCRATCH), *_network_cards()], calls=_RANK_CALLS)
+
+
+def _network_cards() -> list[tuple[Path, Access]]:
+    """Return the rules for what gloo reads to find the card that is nearest to the processor, and fails without."""
+    listed = Path("/sys/bus/pci/devices")
+    kinds = [device / "class" for device in listed.iterdir()] if listed.exists() else []
+    return [(listed, Access.READ_DIR), *((kind, Access.READ_FILE) for kind in kinds)]
+
+
+def _limit_stage(*, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
     _limit(
         {
             resource.RLIMIT_CORE: 0,
@@ -112,7 +137,6 @@ def confine(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: fl
     # A file that grows too large is an error to report, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _be_first_to_go()
-    _shut([(scratch, _SCRATCH)])
 
 
 def confine_runner(artifact: Path, *, memory_bytes: int) -> tuple[str, ...]:
@@ -143,15 +167,24 @@ def _be_nowhere() -> None:
 
 def _shut(files: list[tuple[Path, Access]], *, calls: Collection[str] = ()) -> None:
     """Give up privileges, every file but the installation's and `files`, and every dangerous call but `calls`."""
-    _drop_capabilities()
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    give_up_privileges()
     missing = missing_protections()
     if "landlock" not in missing:
-        landlock.restrict([*_installation(), *_own_entries(), *files])
+        landlock.restrict([*_installation(), *_own_entries(), *files], tcp="socket" in calls)
     if "seccomp" not in missing and "libseccomp" not in missing:
         from workers import syscalls  # noqa: PLC0415 - its library may be absent
 
         syscalls.install(allowed=calls)
+
+
+def give_up_privileges() -> None:
+    """Drop every capability, for this process and all it starts.
+
+    Raises:
+        OSError: the kernel refused it.
+    """
+    _drop_capabilities()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _installation() -> list[tuple[Path, Access]]:

@@ -49,17 +49,18 @@ def abi() -> int:
     return max(int(version), 0)
 
 
-def restrict(rules: Iterable[tuple[Path, Access]]) -> None:
-    """Refuse this thread, and all it starts, every file right but these, all TCP, and signals to other processes.
+def restrict(rules: Iterable[tuple[Path, Access]], *, tcp: bool = False) -> None:
+    """Refuse this thread, and all it starts, every file right but these, TCP, and signals to other processes.
 
-    A rule covers a file, or a folder and all below it; a path that does not exist is left out.
+    A rule covers a file, or a folder and all below it; a path that does not exist is left out. With `tcp`, all of it
+    is left alone: a rule would have to name every port.
 
     Raises:
         OSError: the kernel did not take the rules.
     """
     version = abi()
     handled = _known(version)
-    ruleset = _create(handled, version)
+    ruleset = _create(handled, version, tcp=tcp)
     try:
         for path, access in rules:
             _add(ruleset, path, access & handled)
@@ -76,8 +77,8 @@ def _known(version: int) -> Access:
     return rights
 
 
-def _create(handled: Access, version: int) -> int:
-    net = _NET_BIND_TCP | _NET_CONNECT_TCP if version >= 4 else 0  # noqa: PLR2004
+def _create(handled: Access, version: int, *, tcp: bool) -> int:
+    net = _NET_BIND_TCP | _NET_CONNECT_TCP if version >= 4 and not tcp else 0  # noqa: PLR2004
     scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= 6 else 0  # noqa: PLR2004
     # An older kernel takes a longer record whose tail is zero.
     attributes = struct.pack("=QQQ", handled, net, scoped)

@@ -14,28 +14,48 @@ _REWRITES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Several machines that train together.
+
+    Attributes:
+        rendezvous: `host:port` where they meet; the host is the worker's own machine.
+        number: of them, the worker's included.
+    """
+
+    rendezvous: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one stage may take."""
+    """What one stage may take.
+
+    Attributes:
+        memory_bytes: of all its processes on this machine together.
+        machines: others that it may train on, too; None for this one alone.
+    """
 
     memory_bytes: int
     scratch_bytes: int
     seconds: float
+    machines: Machines | None = None
 
     def broken_by(self, pid: int, scratch: Path) -> JobFailure | None:
-        """Look at a running stage; None while it keeps to the limits."""
-        process = usage.of_process(pid)
-        if process is None:
+        """Look at a running stage, all its processes together; None while it keeps to the limits."""
+        used = usage.of_family(pid)
+        if used is None:
             return None
-        if process.memory_bytes > self.memory_bytes:
+        members = usage.family(pid)
+        if used.memory_bytes > self.memory_bytes:
             return self.out_of_memory()
-        if process.threads > MAX_THREADS:
+        if used.threads > MAX_THREADS:
             return StageCrashed(
                 f"The stage was ended because it ran more than {MAX_THREADS:,} threads: use a "
                 "smaller model, or see in the job's log what started them."
             )
-        if usage.written_bytes(pid) > _REWRITES * self.scratch_bytes:
+        if sum(map(usage.written_bytes, members)) > _REWRITES * self.scratch_bytes:
             return self.out_of_disk()
-        return self.broken_on_disk(scratch, unlinked_bytes=usage.unlinked_bytes(pid))
+        return self.broken_on_disk(scratch, unlinked_bytes=sum(map(usage.unlinked_bytes, members)))
 
     def broken_on_disk(self, scratch: Path, *, unlinked_bytes: int = 0) -> JobFailure | None:
         """Look at what a stage has in its folder; `unlinked_bytes` are files without a name that it holds open."""

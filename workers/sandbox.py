@@ -14,13 +14,16 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+from uuid import uuid4
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 import workers
 from app.domain.errors import (
+    DoesNotFit,
     InternalFailure,
     InvalidInput,
     JobFailure,
@@ -28,17 +31,20 @@ from app.domain.errors import (
     WorkerLost,
     job_failure,
 )
+from app.domain.training import TrainingProgress
 from workers import usage
 from workers.confinement import ALLOW_UNSANDBOXED, missing_protections
 from workers.limits import Limits
 from workers.stages import STAGES
 from workers.trees import remove_tree
 
-__all__ = ["Limits", "missing_protections", "output_path", "run_stage"]
+__all__ = ["Limits", "environment", "missing_protections", "open_output", "output_path", "run_stage"]
 
 OnProgress = Callable[[float, str], Awaitable[None]]
 OnLog = Callable[[str], Awaitable[None]]
 OnMemory = Callable[[int], None]
+OnTraining = Callable[[TrainingProgress], Awaitable[None]]
+OnCheckpoint = Callable[[int], Awaitable[None]]
 
 RESULT = "result.json"
 POLL_SECONDS = 0.1
@@ -50,6 +56,10 @@ MAX_HINT_CHARS = 200
 MAX_MESSAGE_CHARS = 600
 MAX_STEP_CHARS = 100
 MAX_TEXT_CHARS = 256
+MAX_STEPS = 10**12
+
+_TRAINING = TypeAdapter(TrainingProgress)
+_Said = TypeVar("_Said")
 
 
 async def run_stage(
@@ -61,6 +71,8 @@ async def run_stage(
     on_progress: OnProgress,
     on_log: OnLog,
     on_memory: OnMemory | None = None,
+    on_training: OnTraining | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
     allow_unsandboxed: bool = False,
 ) -> Any:  # noqa: ANN401 - the record that `STAGES` names
     """Run a stage of `STAGES` in the sandbox and return its result record.
@@ -69,6 +81,8 @@ async def run_stage(
         spec: the stage's record; its paths are relative to `scratch`.
         scratch: the only folder the stage may write to; a hostile stage may have left anything there.
         on_memory: told every tenth of a second how many bytes of memory the stage holds.
+        on_training: told where training stands; a stage that does not train has nothing to say.
+        on_checkpoint: told after which step the stage says to have left its state; what lies there is a claim, too.
 
     Raises:
         JobFailure: what the stage reported, or the limit it broke, or how it died.
@@ -76,13 +90,22 @@ async def run_stage(
     entry = STAGES[stage]
     scratch = await asyncio.to_thread(_prepare, scratch)
     given = TypeAdapter[Any](entry.spec).dump_json(spec)
-    async with _started(stage, scratch, limits=limits, allow_unsandboxed=allow_unsandboxed) as child:
+    program = _program(getattr(spec, "processes", 1), limits)
+    async with _started(stage, scratch, program, limits=limits, allow_unsandboxed=allow_unsandboxed) as child:
         heard = _Heard()
         guard = asyncio.create_task(_guard(child.process, scratch, limits, on_memory))
         await _all_or_none(
             guard,
             asyncio.create_task(_relay_output(child.output, heard, on_log=on_log, scratch=scratch)),
-            asyncio.create_task(_relay_channel(child.channel, heard, on_progress=on_progress)),
+            asyncio.create_task(
+                _relay_channel(
+                    child.channel,
+                    heard,
+                    on_progress=on_progress,
+                    on_training=on_training,
+                    on_checkpoint=on_checkpoint,
+                )
+            ),
             asyncio.create_task(_tell(child.process, given)),
         )
     said = limits.explain(heard.failure) if heard.failure else None
@@ -102,6 +125,15 @@ def output_path(scratch: Path, relative: str) -> Path:
     return scratch / relative
 
 
+def open_output(scratch: Path, relative: str) -> BinaryIO:
+    """Open a file that a stage says it wrote, while its process may still replace it by renaming: this one stays whole.
+
+    Raises:
+        StageCrashed: it is not a plain file below `scratch`.
+    """
+    return os.fdopen(_opened(scratch, relative), "rb")
+
+
 def _opened(scratch: Path, relative: str) -> int:
     parts = Path(relative).parts
     if not parts or Path(relative).is_absolute() or ".." in parts or "\0" in relative:
@@ -119,7 +151,7 @@ def _opened(scratch: Path, relative: str) -> int:
     finally:
         os.close(folder)
     found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # none: it was replaced meanwhile
         os.close(file)
         raise _bad_output(relative)
     return file
@@ -157,7 +189,8 @@ def _prepare(folder: Path) -> Path:
     return scratch
 
 
-def _environment(scratch: Path, *, allow_unsandboxed: bool) -> dict[str, str]:
+def environment(scratch: Path, *, allow_unsandboxed: bool) -> dict[str, str]:
+    """Return all that a stage's process may know of the one that starts it."""
     temporary = str(scratch / "tmp")
     return {
         "PATH": os.defpath,
@@ -178,18 +211,43 @@ def _environment(scratch: Path, *, allow_unsandboxed: bool) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Program:
+    """A module to run, and its arguments beyond those that all have."""
+
+    module: str
+    arguments: tuple[object, ...] = ()
+
+
+def _program(processes: int, limits: Limits) -> _Program:
+    if processes == 1:
+        return _Program(module="workers.stage_child")
+    machines = limits.machines
+    if machines is None:
+        return _Program(module="workers.training.launch", arguments=(processes,))
+    if processes % machines.number:
+        raise DoesNotFit(
+            f"{processes} processes cannot be shared evenly by {machines.number} machines (OCTET_TRAINING_NODES): "
+            f"set the recipe's processes to a multiple of {machines.number}."
+        )
+    place = (machines.rendezvous, machines.number, uuid4().hex, "host")
+    return _Program(module="workers.training.launch", arguments=(processes // machines.number, *place))
+
+
 @asynccontextmanager
-async def _started(stage: str, scratch: Path, *, limits: Limits, allow_unsandboxed: bool) -> AsyncIterator[_Child]:
+async def _started(
+    stage: str, scratch: Path, program: _Program, *, limits: Limits, allow_unsandboxed: bool
+) -> AsyncIterator[_Child]:
     """Start the stage's process; it is gone when this ends, however it ends."""
     reading, writing = os.pipe()
     arguments = [stage, os.getpid(), writing, limits.memory_bytes, limits.scratch_bytes, limits.seconds]
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "workers.stage_child"),
-            *map(str, arguments),
+            *("-m", program.module),
+            *map(str, (*arguments, *program.arguments)),
             cwd=scratch,
-            env=_environment(scratch, allow_unsandboxed=allow_unsandboxed),
+            env=environment(scratch, allow_unsandboxed=allow_unsandboxed),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -257,7 +315,7 @@ async def _guard(process: Process, scratch: Path, limits: Limits, on_memory: OnM
             pass
         else:
             return await asyncio.to_thread(limits.broken_on_disk, scratch)
-        if on_memory is not None and (used := usage.of_process(process.pid)) is not None:
+        if on_memory is not None and (used := usage.of_family(process.pid)) is not None:
             on_memory(used.memory_bytes)
         broken = await asyncio.to_thread(limits.broken_by, process.pid, scratch)
         if broken is None and time.monotonic() > deadline:
@@ -328,13 +386,28 @@ async def _relay_output(reader: asyncio.StreamReader, heard: _Heard, *, on_log: 
             await on_log("… the rest was not kept" if full else line)
 
 
-async def _relay_channel(reader: asyncio.StreamReader, heard: _Heard, *, on_progress: OnProgress) -> None:
+async def _relay_channel(
+    reader: asyncio.StreamReader,
+    heard: _Heard,
+    *,
+    on_progress: OnProgress,
+    on_training: OnTraining | None,
+    on_checkpoint: OnCheckpoint | None,
+) -> None:
     async for batch in _batches(reader):
         messages = [message for line in batch if (message := _message(line)) is not None]
         heard.failure = heard.failure or next(filter(None, map(_reported, messages)), None)
-        progress = list(filter(None, map(_progress, messages)))
-        if progress:
-            await on_progress(*progress[-1])
+        if (progress := _last(_progress, messages)) is not None:
+            await on_progress(*progress)
+        if on_training is not None and (training := _last(_training, messages)) is not None:
+            await on_training(training)
+        if on_checkpoint is not None and (step := _last(_checkpoint, messages)) is not None:
+            await on_checkpoint(step)
+
+
+def _last(read: Callable[[dict[str, object]], _Said | None], messages: list[dict[str, object]]) -> _Said | None:
+    """Return what the last of the messages that says such a thing says."""
+    return next((said for message in reversed(messages) if (said := read(message)) is not None), None)
 
 
 def _message(line: str) -> dict[str, object] | None:
@@ -358,6 +431,22 @@ def _progress(message: dict[str, object]) -> tuple[float, str] | None:
     if not isinstance(share, (int, float)) or not isinstance(step, str) or not 0 <= share <= 1:
         return None
     return float(share), _printable(step, MAX_STEP_CHARS)
+
+
+def _training(message: dict[str, object]) -> TrainingProgress | None:
+    try:
+        said = _TRAINING.validate_json(json.dumps(message.get("training")), strict=True)
+    except ValidationError:
+        return None
+    told = (said.learning_rate, said.rows_per_second, said.seconds_left)
+    maybe = [value for value in (said.loss, said.score, said.best_score) if value is not None]
+    sound = all(map(isfinite, (*told, *maybe))) and min(told) >= 0 and 0 <= said.step <= said.steps <= MAX_STEPS
+    return said if sound else None
+
+
+def _checkpoint(message: dict[str, object]) -> int | None:
+    step = message.get("checkpoint")
+    return step if type(step) is int and 0 <= step <= MAX_STEPS else None
 
 
 def _printable(text: str, most: int) -> str:

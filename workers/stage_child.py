@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.domain.errors import (
     DatasetUnfit,
@@ -24,8 +25,11 @@ from app.domain.errors import (
 )
 from workers import confinement, lifeline
 
+if TYPE_CHECKING:
+    from app.domain.training import TrainingProgress
+
 RESULT = "result.json"
-_CHANNEL = 3
+CHANNEL = 3
 _DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # What the libraries say when an allocation fails, in place of MemoryError.
 _MEMORY_WORDS = ("can't allocate memory", "bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory")
@@ -36,20 +40,21 @@ def main(arguments: list[str]) -> int:
     """Run one stage; 0 if its result is written, 1 if a failure was reported, 2 if something unexpected happened."""
     stage, parent, channel, memory, disk, seconds = arguments
     lifeline.die_with(int(parent))
-    _keep_only_channel(int(channel))
+    keep_only_channel(int(channel))
     spec = sys.stdin.buffer.read()
-    _close_input()
+    close_input()
     scratch = Path.cwd()
     confinement.confine(scratch, memory_bytes=int(memory), scratch_bytes=int(disk), seconds=float(seconds))
     try:
-        _run(stage, spec, scratch)
+        (scratch / RESULT).write_bytes(carry_out(stage, spec, scratch))
     except Exception as error:  # noqa: BLE001 - the job's child: the boundary for whatever a stage may raise
         traceback.print_exc()
         return _report(stage, error)
     return 0
 
 
-def _run(stage: str, spec: bytes, scratch: Path) -> None:
+def carry_out(stage: str, spec: bytes, scratch: Path) -> bytes:
+    """Run a stage's function on its record, both as JSON; return its result."""
     from pydantic import TypeAdapter  # noqa: PLC0415 - imported in the sandbox
 
     from workers.stages import STAGES  # noqa: PLC0415
@@ -57,23 +62,38 @@ def _run(stage: str, spec: bytes, scratch: Path) -> None:
     entry = STAGES[stage]
     module, function = entry.function.split(":")
     run = getattr(import_module(module), function)
-    result = run(TypeAdapter(entry.spec).validate_json(spec), scratch, _progress)
-    (scratch / RESULT).write_bytes(TypeAdapter(entry.result).dump_json(result))
+    result = run(TypeAdapter(entry.spec).validate_json(spec), scratch, Teller())
+    return TypeAdapter(entry.result).dump_json(result)
 
 
-def _progress(share: float, step: str) -> None:
-    _send({"progress": share, "step": step})
+class Teller:
+    """What a stage is given to say how far it is: a `Progress`, and a `TrainingTeller`."""
+
+    def __call__(self, share: float, step: str) -> None:
+        """Say which share of the work is done, and what is being done."""
+        send({"progress": share if isfinite(share) else None, "step": step})
+
+    def tell(self, progress: "TrainingProgress") -> None:
+        """Say where training stands; a number that is none becomes null."""
+        from pydantic import TypeAdapter  # noqa: PLC0415 - imported in the sandbox
+
+        send({"training": json.loads(TypeAdapter(type(progress)).dump_json(progress))})
+
+    def checkpoint(self, step: int) -> None:
+        """Say that the state after this step lies in the scratch folder."""
+        send({"checkpoint": step})
 
 
 def _report(stage: str, error: Exception) -> int:
-    failure = _failure(stage, error)
+    failure = failure_of(stage, error)
     if failure is None:
         return 2
-    _send({"code": failure.code, "message": failure.message})
+    send({"code": failure.code, "message": failure.message})
     return 1
 
 
-def _failure(stage: str, error: Exception) -> JobFailure | None:
+def failure_of(stage: str, error: Exception) -> JobFailure | None:
+    """Return what to report of an exception; None if it is a bug, or the death of somebody else."""
     # A reader says "cannot be loaded" of a file that it had no memory for: the cause beneath counts.
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
@@ -91,17 +111,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _send(message: dict[str, Any]) -> None:
-    os.write(_CHANNEL, json.dumps(message).encode() + b"\n")
+def send(message: dict[str, Any]) -> None:
+    """Write a message to the channel."""
+    os.write(CHANNEL, json.dumps(message).encode() + b"\n")
 
 
-def _keep_only_channel(channel: int) -> None:
-    if channel != _CHANNEL:
-        os.dup2(channel, _CHANNEL, inheritable=False)
-    os.closerange(_CHANNEL + 1, 2**16)
+def keep_only_channel(channel: int) -> None:
+    """Put the channel where `send` expects it, and close all else but the standard streams."""
+    if channel != CHANNEL:
+        os.dup2(channel, CHANNEL, inheritable=False)
+    os.closerange(CHANNEL + 1, 2**16)
 
 
-def _close_input() -> None:
+def close_input() -> None:
+    """Leave nothing to read on standard input."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import socket
 import termios
 from collections.abc import Collection
 
@@ -85,9 +86,20 @@ def install(*, allowed: Collection[str] = ()) -> None:
         _refuse(rules, name, error=error)
     for name, arguments in _refused_arguments():
         _refuse(rules, name, *arguments)
+    if "socket" in allowed:
+        _refuse_families(rules)
     # Engines pin threads of their own by number and complain if they cannot: they are told that it was done.
     _refuse(rules, "sched_setaffinity", _not_zero(0), error=0)
     rules.load()
+
+
+def _refuse_families(rules: seccomp.SyscallFilter) -> None:
+    """Refuse sockets that are not the internet's, but the one that asks the kernel for this machine's addresses."""
+    most = max(_FAMILIES)
+    for family in set(range(most)) - _FAMILIES:
+        _refuse(rules, "socket", _is(0, family))
+    _refuse(rules, "socket", seccomp.Arg(0, seccomp.GT, most))
+    _refuse(rules, "socket", _is(0, socket.AF_NETLINK), _not_zero(2))
 
 
 def _refused_arguments() -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
@@ -117,6 +129,7 @@ def _refused_arguments() -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
 
 # Their first argument is a process, 0 for the caller.
 _OF_A_PROCESS = ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr")
+_FAMILIES = {int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_NETLINK)}
 _OPTIONS = (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_PTRACER)
 
 

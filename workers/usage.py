@@ -38,6 +38,27 @@ class DiskUsage:
     depth: int
 
 
+def family(pid: int) -> tuple[int, ...]:
+    """Return a process and all that its first thread has started, and they; those that ended meanwhile are left out."""
+    found = [pid]
+    for member in found:
+        try:
+            found += map(int, Path(f"/proc/{member}/task/{member}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended, or a kernel that does not tell: `workers.training.launch` refuses to work on one
+    return tuple(found)
+
+
+def of_family(pid: int) -> ProcessUsage | None:
+    """Add up what a process and those that it has started use now; None if it has ended."""
+    members = [used for member in family(pid) if (used := of_process(member)) is not None]
+    if not members:
+        return None
+    return ProcessUsage(
+        memory_bytes=sum(each.memory_bytes for each in members), threads=sum(each.threads for each in members)
+    )
+
+
 def of_process(pid: int) -> ProcessUsage | None:
     """Read what a process uses now; None if it has ended."""
     try:

@@ -5,7 +5,7 @@ import pytest
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
-from workers.jobs.making import checked
+from workers.jobs.transforming import checked
 from workers.stages import VARIANT_OUTPUT, TransformResult
 
 RECIPE = PtqStatic(toolchain="torchao", float_precision="bfloat16")

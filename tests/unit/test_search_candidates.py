@@ -3,10 +3,20 @@
 from dataclasses import replace
 
 from app.domain.evidence import Interval
-from app.domain.recipes import Auto, Cast, PtqStatic, Single, WeightOnly
+from app.domain.recipes import Auto, Budget, Cast, PtqStatic, Single, WeightOnly
 from app.domain.reports import Kernels, Layer
 from app.domain.search import Trial
-from workers.jobs.search.candidates import Profile, key_of, late, learned, narrow, opening, refinement, seconds_factor
+from workers.jobs.search.candidates import (
+    Profile,
+    key_of,
+    late,
+    learned,
+    narrow,
+    opening,
+    refinement,
+    seconds_factor,
+    trained,
+)
 
 CONVOLUTIONAL = Profile(convolutions=0.9, products=0.02, recurrent=0.0, torch_export=False)
 TRANSFORMER = Profile(convolutions=0.0, products=0.8, recurrent=0.0, torch_export=False)
@@ -137,3 +147,26 @@ def test_the_best_static_recipe_is_tried_at_last_with_its_rounding_learned() -> 
 def test_there_is_no_rounding_to_learn_where_nothing_static_could_be_made() -> None:
     failed = Trial(key=key_of(PtqStatic()), recipe=PtqStatic(), failure="It could not be made.")
     assert learned([failed, tried(Cast(), noise=0.0)]) is None
+
+
+def missing(recipe: Single, *, drop: float) -> Trial:
+    return replace(tried(recipe, noise=0.1), drop=Interval(value=drop, low=drop - 0.01, high=drop + 0.01))
+
+
+def test_the_best_static_recipe_is_trained_where_it_does_not_keep_the_budget_safely() -> None:
+    base = PtqStatic(toolchain="ort", calibration_rows=100, seed=3, fallback="keep")
+    recipe = trained([missing(base, drop=REQUEST.budget.max_drop)], REQUEST, rows=80)
+    assert recipe is not None
+    assert (recipe.starts, recipe.loss, recipe.batch_size) == ((base,), "distillation", 10)
+
+
+def test_what_keeps_the_budget_safely_is_not_trained_nor_is_anything_without_a_static_trial() -> None:
+    safe = replace(REQUEST, budget=Budget(max_drop=0.05))
+    assert trained([missing(PtqStatic(), drop=0.01)], safe, rows=80) is None
+    assert trained([tried(Cast(), noise=0.1)], REQUEST, rows=80) is None
+
+
+def test_a_batch_fits_into_few_rows() -> None:
+    recipe = trained([missing(PtqStatic(), drop=0.5)], REQUEST, rows=5)
+    assert recipe is not None
+    assert recipe.batch_size == 1

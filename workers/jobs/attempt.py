@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
+from app.catalogue.checkpoints import Checkpoints, prune
 from app.catalogue.shelf import fail_upload
 from app.domain.errors import (
     InternalFailure,
@@ -19,6 +20,7 @@ from app.domain.errors import (
     WorkerLost,
 )
 from app.domain.jobs import Job, JobError, JobKind, JobState
+from app.domain.recipes import Qat
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.evaluate import evaluate
 from workers.jobs.imports import import_upload
@@ -51,6 +53,7 @@ async def attempt(job_id: str, workshop: Workshop) -> None:
     job = job.start(datetime.now(UTC))
     await _patiently(partial(workshop.live.save, job))
     await _finish(await _run(job, workshop), workshop)
+    await prune(workshop.store, workshop.history, now=datetime.now(UTC))
 
 
 async def lose(job_id: str, workshop: Workshop) -> None:
@@ -91,6 +94,8 @@ async def _finish(job: Job, workshop: Workshop) -> None:
             return
     kept_log = await _log_of(job, workshop)
     final = await _patiently(lambda: workshop.history.finish(job, log=kept_log))
+    if isinstance(job.recipe, Qat):
+        await Checkpoints(workshop.store, job.id).drop()
     await _patiently(lambda: fail_upload(final, models=workshop.models, datasets=workshop.datasets))
     await _patiently(lambda: workshop.live.save(final))
     await _patiently(lambda: workshop.live.drop_log(job.id))

@@ -16,14 +16,16 @@ from app.domain.datasets import DatasetManifest
 from app.domain.errors import OutOfTime, QueueUnavailable
 from app.domain.jobs import Job, StepTime
 from app.domain.models import ModelManifest
+from app.domain.training import TrainingProgress
 from app.jobs.live import LiveJobs
-from workers.sandbox import Limits, run_stage
+from workers.sandbox import Limits, OnCheckpoint, run_stage
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 _TELL_EVERY_SECONDS = 0.2
+_TELL_TRAINING_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +96,26 @@ class Bench:
         until: float,
         shown: str | None = None,
         seconds: float | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
     ) -> Result:
         """Run one stage in the sandbox inside a `step`, passing its progress on up to `until` percent.
 
         Args:
             shown: what the job says it is doing, whatever the stage says.
             seconds: a tighter limit than the job's own.
+            on_checkpoint: only for a stage that trains, as of `run_stage`.
         """
         began = self.job.percent
 
+        def percent_at(share: float) -> float:
+            return min(until, max(self.job.percent, round(began + share * (until - began), 1)))  # never back
+
         async def on_progress(share: float, words: str) -> None:
             if time.monotonic() - self._told_at >= _TELL_EVERY_SECONDS:
-                percent = min(until, max(began, round(began + share * (until - began), 1)))  # never back, by rounding
-                await self._tell(replace(self.job, percent=percent, step=shown or words))
+                await self._tell(replace(self.job, percent=percent_at(share), step=shown or words))
+
+        async def on_training(said: TrainingProgress) -> None:
+            await self._tell_training(said, shown=shown, percent=percent_at(said.step / max(1, said.steps)))
 
         def on_memory(memory_bytes: int) -> None:
             self.peak_bytes = max(self.peak_bytes, memory_bytes)
@@ -119,10 +128,14 @@ class Bench:
             on_progress=on_progress,
             on_log=self.log,
             on_memory=on_memory,
+            on_training=on_training if stage == "train" else None,
+            on_checkpoint=on_checkpoint,
             allow_unsandboxed=self.workshop.allow_unsandboxed,
         )
         if not isinstance(result, gives):
             raise TypeError(f"stage {stage} gave {type(result).__name__}, not {gives.__name__}")
+        if stage == "train":
+            await self._tell(self.job)  # the last word, however soon it came after the one before
         return result
 
     def _limits(self, seconds: float | None) -> Limits:
@@ -141,6 +154,12 @@ class Bench:
             await self.workshop.live.append_log(self.job.id, [line])
         except QueueUnavailable as error:
             log.warning("a line of the log of job %s was lost: %s", self.job.id, error)
+
+    async def _tell_training(self, said: TrainingProgress, *, shown: str | None, percent: float) -> None:
+        words = shown or f"training: step {said.step} of {said.steps}"
+        self.job = replace(self.job, percent=percent, step=words, training_progress=said)
+        if time.monotonic() - self._told_at >= _TELL_TRAINING_EVERY_SECONDS:
+            await self._tell(self.job)
 
     async def _tell(self, job: Job) -> None:
         self.job, self._told_at = job, time.monotonic()

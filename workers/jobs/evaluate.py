@@ -8,12 +8,13 @@ from workers.jobs.files import bring_artifact
 from workers.jobs.lookup import find_dataset
 from workers.jobs.measuring import forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence, make_report
-from workers.jobs.rows import calibrated_by, choose_evaluation
+from workers.jobs.rows import choose_evaluation
+from workers.jobs.training.rows import learnt_by
 from workers.stages import Form
 
 
 async def evaluate(bench: Bench) -> str | None:
-    """Measure the variant on every row of the dataset that did not calibrate it, and keep the report with the job."""
+    """Measure the variant on every row of the dataset that it has not learnt from, and keep the report with the job."""
     job, workshop = bench.job, bench.workshop
     async with bench.step("fetching the model", until=5):
         model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
@@ -29,7 +30,7 @@ async def evaluate(bench: Bench) -> str | None:
             form = Form(name=variant.name, artifact=artifact, execution=variant.execution)
     forms = forms_beside(parent, variant=form)
     chosen = choose_evaluation(
-        dataset, calibration=calibrated_by(await workshop.variants.report(variant), dataset), given=True
+        dataset, calibration=learnt_by(await workshop.variants.report(variant), dataset), given=True
     )
     costs = await measure_costs(bench, forms, variant.signature, until=50)
     score, failure = await try_score(bench, costs.forms, model, evaluation=chosen, until=95)

@@ -20,6 +20,11 @@ from workers.stages import (
     VerifySpec,
 )
 
+WAS_TRAINING = (
+    "The .pt2 was exported in training mode and taken in evaluation mode: dropout passes everything on, normalizations "
+    "use their running statistics, and code of its own that asks for self.training stays as it was exported."
+)
+
 
 async def import_upload(bench: Bench) -> str | None:
     """Read the upload the job names."""
@@ -65,7 +70,8 @@ async def _publish(bench: Bench, upload: Upload, converted: ConvertResult, verif
         created_at=datetime.now(UTC),
     )
     evidence = Evidence(costs=costs, conversion=verified.conversion)
-    report = make_report(variant, evidence, float32=variant, made_with=converted.libraries)
+    notes = (WAS_TRAINING,) if converted.was_training else ()
+    report = make_report(variant, evidence, float32=variant, made_with=converted.libraries, notes=notes)
     async with bench.step("publishing", until=100):
         with output_path(bench.scratch, converted.artifact).open("rb") as file:
             await bench.workshop.variants.publish(variant, artifact=file, report=report)

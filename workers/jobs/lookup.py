@@ -7,10 +7,12 @@ from app.domain.errors import RecipeInvalid
 from app.domain.fit import check_fit
 from app.domain.models import ModelFormat, ModelManifest
 from app.domain.names import Reference
-from app.domain.recipes import FROM_UPLOAD, Auto, LearnsFromRows, Recipe
+from app.domain.recipes import FROM_UPLOAD, Auto, LearnsFromRows, Qat, Recipe
 from app.domain.variants import FLOAT32, Variant
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.rows import Chosen, choose_calibration, choose_evaluation
+from workers.jobs.training.forms import TAKEN
+from workers.jobs.training.rows import check_labels, choose_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +21,18 @@ class Order:
 
     Attributes:
         calibration: None where the recipe learns from no rows.
-        evaluation: rows that score, none of which calibrates.
+        evaluation: rows that score, none of which calibrates or trains.
+        training, held_out: rows that train, and those that choose the step; None where the job itself trains nothing.
+        teacher: the float32 form of another model, where the recipe names one.
     """
 
     model: ModelManifest
     float32: Variant
     calibration: Chosen | None
     evaluation: Chosen
+    training: Chosen | None = None
+    held_out: Chosen | None = None
+    teacher: Variant | None = None
 
 
 async def look_up(bench: Bench, recipe: Recipe) -> Order:
@@ -39,6 +46,8 @@ async def look_up(bench: Bench, recipe: Recipe) -> Order:
     model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
     check_upload(recipe, model)
     float32 = await workshop.variants.get(model.name, model.version, FLOAT32)
+    if isinstance(recipe, Qat):
+        return await _look_up_training(bench, recipe, model, float32)
     scoring = job.evaluation or job.calibration
     if scoring is None:
         raise RecipeInvalid("Nothing can be measured without rows: name a calibration or an evaluation dataset.")
@@ -80,6 +89,39 @@ def check_upload(recipe: Recipe, model: ModelManifest) -> None:
 def starts_from_upload(recipe: Recipe) -> bool:
     """Whether a recipe's toolchain reads the upload itself, and may execute what is in it."""
     return not isinstance(recipe, Auto) and recipe.toolchain in FROM_UPLOAD
+
+
+async def _look_up_training(bench: Bench, recipe: Qat, model: ModelManifest, float32: Variant) -> Order:
+    job, workshop = bench.job, bench.workshop
+    if job.variant in TAKEN:
+        raise RecipeInvalid(f"In the report of a training {job.variant!r} names another form: take another name.")
+
+    async def named(reference: str | None) -> DatasetManifest | None:
+        return None if reference is None else await find_dataset(reference, model, workshop)
+
+    calibration, evaluation = await named(job.calibration), await named(job.evaluation)
+    training = await named(job.training) or calibration
+    if training is None:
+        raise RecipeInvalid(f"{recipe.technique} trains on rows: name a training dataset.")
+    check_labels(recipe, training)
+    rows = choose_rows(recipe, calibration=calibration, training=training, evaluation=evaluation)
+    return Order(
+        model=model,
+        float32=float32,
+        calibration=rows.calibration,
+        evaluation=rows.evaluation,
+        training=rows.training,
+        held_out=rows.held_out,
+        teacher=await find_teacher(recipe, workshop),
+    )
+
+
+async def find_teacher(recipe: Qat, workshop: Workshop) -> Variant | None:
+    """Return the float32 form of the model that a recipe names as the teacher; None where it names none."""
+    if recipe.teacher is None:
+        return None
+    teacher = (await workshop.models.resolve(Reference.parse(recipe.teacher))).imported()
+    return await workshop.variants.get(teacher.name, teacher.version, FLOAT32)
 
 
 async def _calibration(bench: Bench, model: ModelManifest, recipe: Recipe) -> Chosen | None:

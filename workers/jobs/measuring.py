@@ -33,18 +33,20 @@ class Costs:
     receipt: Receipt | None = None
 
 
-def forms_beside(float32: str, *, variant: Form | None = None) -> tuple[Form, ...]:
+def forms_beside(float32: str, *, variant: Form | None = None, others: Sequence[Form] = ()) -> tuple[Form, ...]:
     """Return what is measured side by side: float32, bfloat16 where the engine computes in it, and the variant.
 
     Args:
         float32: path of the float32 artifact, relative to the scratch folder.
         variant: what is compared with it; a bfloat16 variant stands for itself.
+        others: forms that the variant itself is compared with.
     """
     forms = [Form(name=FLOAT32, artifact=float32, execution=Execution())]
     is_bfloat16 = variant is not None and variant.execution.float_precision == BFLOAT16
     if not is_bfloat16:
         execution = Execution(float_precision="bfloat16")
         forms.append(Form(name=BFLOAT16, artifact=float32, execution=execution, optional=True))
+    forms += others
     if variant is not None:
         forms.append(variant)
     return tuple(forms)

@@ -1,36 +1,73 @@
 """Everything a variant has to show before it is published, in one go: costs, score, checks, single layers."""
 
+from dataclasses import dataclass
+
+from app.domain.errors import JobFailure
 from app.domain.evidence import LayerSensitivity
 from workers.jobs.bench import Bench
 from workers.jobs.examining import measure_checks, measure_sensitivity
 from workers.jobs.lookup import Order
-from workers.jobs.making import bring_float32
-from workers.jobs.measuring import forms_beside, measure_costs, try_score
+from workers.jobs.measuring import Costs, forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence
 from workers.jobs.rows import Chosen
-from workers.stages import Form
+from workers.jobs.transforming import bring_float32
+from workers.stages import Form, ScoreResult
+
+_MEASURING_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a form costs and how it scores.
+
+    Attributes:
+        failure: why there is no score.
+    """
+
+    costs: Costs
+    score: ScoreResult | None
+    failure: JobFailure | None
 
 
 async def prove(
-    bench: Bench, order: Order, form: Form, *, sense: bool, selection: Chosen | None = None, until: float
+    bench: Bench,
+    order: Order,
+    form: Form,
+    *,
+    others: tuple[Form, ...] = (),
+    sense: bool,
+    selection: Chosen | None = None,
+    until: float,
 ) -> Evidence:
     """Measure a form beside float32 and bfloat16 on the order's evaluation rows.
 
     Args:
+        others: forms to set beside it, too.
         sense: whether to look at single layers as well.
         selection: rows that chose the form in a search.
 
     Returns:
         All that could be measured; `failure` says why there is no score.
     """
-    start, signature = bench.job.percent, order.float32.signature
+    middle = bench.job.percent + _MEASURING_SHARE * (until - bench.job.percent)
+    measured = await measure(bench, order, form, others=others, until=middle)
+    return await examine(bench, order, measured, sense=sense, selection=selection, until=until)
 
-    def at(share: float) -> float:
-        return start + share * (until - start)
 
-    forms = forms_beside(await bring_float32(bench, order), variant=form)
-    costs = await measure_costs(bench, forms, signature, until=at(0.4))
-    score, failure = await try_score(bench, costs.forms, order.model, evaluation=order.evaluation, until=at(0.75))
+async def measure(bench: Bench, order: Order, form: Form, *, others: tuple[Form, ...] = (), until: float) -> Measured:
+    """Time, weigh and score a form beside float32 and bfloat16."""
+    forms = forms_beside(await bring_float32(bench, order), variant=form, others=others)
+    half = (bench.job.percent + until) / 2
+    costs = await measure_costs(bench, forms, order.float32.signature, until=half)
+    score, failure = await try_score(bench, costs.forms, order.model, evaluation=order.evaluation, until=until)
+    return Measured(costs=costs, score=score, failure=failure)
+
+
+async def examine(
+    bench: Bench, order: Order, measured: Measured, *, sense: bool, selection: Chosen | None = None, until: float
+) -> Evidence:
+    """Look at the rows, and at single layers if asked, and put everything together."""
+    costs = measured.costs
     both = (costs.forms[0], costs.forms[-1])
     check = await measure_checks(
         bench,
@@ -39,7 +76,7 @@ async def prove(
         calibration=order.calibration,
         evaluation=order.evaluation,
         selection=selection,
-        until=at(0.85),
+        until=(bench.job.percent + until) / 2,
     )
     sensitivity: tuple[LayerSensitivity, ...] = ()
     if sense:
@@ -48,10 +85,10 @@ async def prove(
         )
     return Evidence(
         costs=costs,
-        score=score,
+        score=measured.score,
         check=check,
         sensitivity=sensitivity,
         calibration=order.calibration.use if order.calibration else None,
         evaluation=order.evaluation.use,
-        failure=failure,
+        failure=measured.failure,
     )

@@ -13,8 +13,8 @@ from workers.jobs import refusals
 from workers.jobs.bench import Bench
 from workers.jobs.examining import measure_checks
 from workers.jobs.lookup import Order
-from workers.jobs.making import Made, bring_float32
 from workers.jobs.reporting import Evidence, make_report
+from workers.jobs.transforming import Made, bring_float32
 from workers.sandbox import output_path
 from workers.stages import Form
 
@@ -50,6 +50,20 @@ def report_of(variant: Variant, evidence: Evidence, order: Order, made: Made) ->
     fallback = refusals.fallback_note(variant.recipe, evidence.costs.receipt) if variant.recipe else None
     notes = (*made.result.notes, *([fallback] if fallback else []))
     return make_report(variant, evidence, float32=order.float32, made_with=made.result.libraries, notes=notes)
+
+
+async def publish_or_refuse(bench: Bench, order: Order, variant: Variant, made: Made, evidence: Evidence) -> str:
+    """Publish what was measured and return its name, or keep the findings with the job.
+
+    Raises:
+        JobFailure: it is not worth publishing.
+    """
+    report = report_of(variant, evidence, order, made)
+    async with bench.step("publishing", until=100):
+        why = evidence.failure or refusals.why(variant, report, order.float32)
+        if why is not None:
+            raise await refuse(bench, why, report)
+        return await publish(bench, variant, report, path=made.path)
 
 
 async def published_before(bench: Bench) -> str | None:

@@ -3,22 +3,21 @@
 from dataclasses import replace
 
 from app.domain.errors import JobFailure, RecipeInvalid, SandboxUnavailable
-from app.domain.recipes import Auto, PtqStatic, Single
-from workers.jobs import refusals
+from app.domain.recipes import Auto, PtqStatic, Qat, Single
 from workers.jobs.bench import Bench
 from workers.jobs.lookup import look_up
-from workers.jobs.making import bring_float32, make
+from workers.jobs.making import make
 from workers.jobs.proof import prove
 from workers.jobs.publishing import (
     batch_limit,
-    publish,
+    publish_or_refuse,
     published_before,
-    refuse,
     refuse_unmeasured,
-    report_of,
     variant_of,
 )
 from workers.jobs.search.auto import search, tidy_up
+from workers.jobs.training.job import train_and_publish
+from workers.jobs.transforming import bring_float32
 from workers.stages import Form
 
 
@@ -31,7 +30,9 @@ async def quantize(bench: Bench) -> str:
         if isinstance(recipe, Auto):
             await tidy_up(bench, recipe)
         return published
-    return await (search(bench, recipe) if isinstance(recipe, Auto) else _carry_out(bench, recipe))
+    if isinstance(recipe, Auto):
+        return await search(bench, recipe)
+    return await (train_and_publish(bench, recipe) if isinstance(recipe, Qat) else _carry_out(bench, recipe))
 
 
 async def _carry_out(bench: Bench, recipe: Single) -> str:
@@ -50,9 +51,4 @@ async def _carry_out(bench: Bench, recipe: Single) -> str:
         await refuse_unmeasured(bench, failure, order)
         raise
     variant = replace(variant, max_batch_size=batch_limit(evidence, recipe))
-    report = report_of(variant, evidence, order, made)
-    async with bench.step("publishing", until=100):
-        why = evidence.failure or refusals.why(variant, report, order.float32)
-        if why is not None:
-            raise await refuse(bench, why, report)
-        return await publish(bench, variant, report, path=made.path)
+    return await publish_or_refuse(bench, order, variant, made, evidence)

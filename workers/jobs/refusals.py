@@ -2,7 +2,7 @@
 
 from app.domain.errors import JobFailure, LargerThanFloat, NoInt8Kernels, SilentFallback
 from app.domain.evidence import Receipt
-from app.domain.recipes import PtqStatic, Single
+from app.domain.recipes import Single, StaticQuantization
 from app.domain.reports import Kernels, Report
 from app.domain.variants import Artifact, Variant
 
@@ -46,7 +46,9 @@ def fallen_back(recipe: Single, receipt: Receipt | None) -> JobFailure | None:
     """Refuse a variant with layers that its graph quantizes and the engine runs in float, unless they may be kept."""
     if not recipe.expects_int8 or receipt is None or not receipt.fallbacks or keeps_fallbacks(recipe):
         return None
-    fallback = ', or set fallback to "keep"' if isinstance(recipe, PtqStatic) else ", or take another toolchain"
+    fallback = (
+        ', or set fallback to "keep"' if isinstance(recipe, StaticQuantization) else ", or take another toolchain"
+    )
     return SilentFallback(
         f"The engine runs {_layers(receipt.fallbacks)} in float although the variant's graph quantizes them: "
         f"name them in float_layers{fallback}."
@@ -62,7 +64,7 @@ def fallback_note(recipe: Single, receipt: Receipt | None) -> str | None:
 
 def keeps_fallbacks(recipe: Single) -> bool:
     """Whether a recipe lets layers fall back."""
-    return isinstance(recipe, PtqStatic) and recipe.fallback == "keep"
+    return isinstance(recipe, StaticQuantization) and recipe.fallback == "keep"
 
 
 def _layers(names: tuple[str, ...]) -> str:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from app.domain.diagnosis import diagnose
 from app.domain.errors import JobFailure
-from app.domain.evidence import DataUse, LayerReceipt, LayerSensitivity, Receipt, Verdict
+from app.domain.evidence import DataUse, Finding, LayerReceipt, LayerSensitivity, Receipt, Verdict
 from app.domain.reports import ConversionCheck, Report, Size
 from app.domain.search import Search
+from app.domain.training import Training
 from app.domain.variants import Variant
 from workers.jobs.gallery import as_images
 from workers.jobs.measuring import BFLOAT16, Costs
@@ -23,6 +24,8 @@ class Evidence:
     """All that was found out about a variant before it is published, as far as it goes.
 
     Attributes:
+        training: only of a variant that was trained.
+        findings: of what was looked at before anything was measured.
         failure: why there is no score; then the variant is not published.
     """
 
@@ -35,6 +38,8 @@ class Evidence:
     conversion: ConversionCheck | None = None
     verdict: Verdict | None = None
     search: Search | None = None
+    training: Training | None = None
+    findings: tuple[Finding, ...] = ()
     failure: JobFailure | None = None
 
 
@@ -80,12 +85,13 @@ def make_report(
         metrics=score.metrics if score else (),
         verdict=evidence.verdict,
         receipt=costs.receipt,
-        findings=(*(score.findings if score else ()), *(check.findings if check else ())),
+        findings=(*evidence.findings, *(score.findings if score else ()), *(check.findings if check else ())),
         invariance=score.invariance if score else None,
         histograms=check.histograms if check else (),
         sensitivity=evidence.sensitivity,
         gallery=as_images(score.gallery) if score else (),
         search=evidence.search,
+        training=evidence.training,
     )
     return replace(report, diagnosis=diagnose(report))
 
@@ -96,7 +102,8 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
     if score is not None and score.accuracy is None:
         notes.append("The evaluation rows have no class labels that fit the first output, so there is no accuracy.")
     if use is not None and use.source == "held_out":
-        notes.append("No evaluation dataset was given: rows that calibration left over scored.")
+        left = "training" if evidence.training else "calibration"
+        notes.append(f"No evaluation dataset was given: rows that {left} left over scored.")
     if not any(form.execution.float_precision == BFLOAT16 for form in evidence.costs.forms):
         notes.append("The engine does not compute in bfloat16 on this CPU, so float32 and the variant stand alone.")
     return (*notes, *_untraced(evidence.costs.receipt))

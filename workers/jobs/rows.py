@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.domain.datasets import DatasetManifest
@@ -43,25 +44,26 @@ def choose_calibration(dataset: DatasetManifest, *, rows: int, seed: int, hold_o
             "send more rows, or an evaluation dataset."
         )
     picked = random.Random(seed).sample(range(dataset.rows), min(rows, most))  # noqa: S311 - a sample, not a secret
-    return _chosen(dataset, tuple(sorted(picked)), source="given", seed=seed)
+    return chosen(dataset, tuple(sorted(picked)), source="given", seed=seed)
 
 
-def choose_evaluation(dataset: DatasetManifest, *, calibration: Chosen | None, given: bool) -> Chosen:
-    """Take every row that did not calibrate.
+def choose_evaluation(
+    dataset: DatasetManifest, *, calibration: Chosen | None, training: Sequence[Chosen] = (), given: bool
+) -> Chosen:
+    """Take every row that did not calibrate, nor train.
 
     Raises:
         DatasetUnfit: every row did.
     """
-    used: set[int] = set()
-    if calibration is not None and _same(calibration.dataset, dataset):
-        used = set(calibration.rows)
+    used = {row for each in (calibration, *training) if each and same(each.dataset, dataset) for row in each.rows}
     rows = tuple(row for row in range(dataset.rows) if row not in used)
     if not rows:
+        does, fewer = ("trains or chooses", "") if training else ("calibrates", "take fewer calibration_rows, or ")
         raise DatasetUnfit(
-            f"Every row of dataset {dataset.name!r} calibrates, so none is left to score with: "
-            "take fewer calibration_rows, or send an evaluation dataset."
+            f"Every row of dataset {dataset.name!r} {does}, so none is left to score with: "
+            f"{fewer}send an evaluation dataset."
         )
-    return _chosen(dataset, rows, source="given" if given else "held_out", seed=None)
+    return chosen(dataset, rows, source="given" if given else "held_out", seed=None)
 
 
 def choose_selection(evaluation: Chosen, *, calibration: Chosen, seed: int) -> tuple[Chosen, Chosen]:
@@ -78,30 +80,30 @@ def choose_selection(evaluation: Chosen, *, calibration: Chosen, seed: int) -> t
     """
     spare = _spare(evaluation, calibration)
     if len(spare) >= LEAST_SPARE:
-        picked = _sample(spare, MOST_SELECTION, seed=seed)
-        return _chosen(calibration.dataset, picked, source="held_out", seed=seed), evaluation
+        picked = sample(spare, MOST_SELECTION, seed=seed)
+        return chosen(calibration.dataset, picked, source="held_out", seed=seed), evaluation
     half = len(evaluation.rows) // 2
     if half < 1:
         raise DatasetUnfit(
             f"Dataset {evaluation.dataset.name!r} has a single row to score with, and a search needs other rows to "
             "choose by: send more rows."
         )
-    picked = _sample(evaluation.rows, min(half, MOST_SELECTION), seed=seed)
+    picked = sample(evaluation.rows, min(half, MOST_SELECTION), seed=seed)
     rest = tuple(sorted(set(evaluation.rows) - set(picked)))
     source = evaluation.use.source
     return (
-        _chosen(evaluation.dataset, picked, source=source, seed=seed),
-        _chosen(evaluation.dataset, rest, source=source, seed=seed),
+        chosen(evaluation.dataset, picked, source=source, seed=seed),
+        chosen(evaluation.dataset, rest, source=source, seed=seed),
     )
 
 
-def some_of(chosen: Chosen, most: int) -> Chosen:
+def some_of(these: Chosen, most: int) -> Chosen:
     """Return at most so many of these rows, evenly spread."""
-    rows = chosen.rows
+    rows = these.rows
     if len(rows) <= most:
-        return chosen
+        return these
     spread = tuple(rows[number * len(rows) // most] for number in range(most))
-    return _chosen(chosen.dataset, spread, source=chosen.use.source, seed=chosen.use.seed)
+    return chosen(these.dataset, spread, source=these.use.source, seed=these.use.seed)
 
 
 def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
@@ -110,9 +112,9 @@ def calibrated_by(report: Report, dataset: DatasetManifest) -> Chosen | None:
     if not isinstance(recipe, LearnsFromRows) or use is None or use.dataset != f"{dataset.name}:{dataset.version}":
         return None
     for hold_out in (False, True):  # whichever it was, its rows have the recorded hash
-        chosen = choose_calibration(dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=hold_out)
-        if chosen.use.sha256 == use.sha256:
-            return chosen
+        found = choose_calibration(dataset, rows=recipe.calibration_rows, seed=recipe.seed, hold_out=hold_out)
+        if found.use.sha256 == use.sha256:
+            return found
     return None
 
 
@@ -120,20 +122,23 @@ def _spare(evaluation: Chosen, calibration: Chosen) -> tuple[int, ...]:
     """Return which rows of the calibration dataset are free to choose by."""
     dataset, other = calibration.dataset, evaluation.dataset
     alike = dataset.label_kind == other.label_kind and dataset.classes == other.classes
-    if _same(dataset, other) or not alike:
+    if same(dataset, other) or not alike:
         return ()
     return tuple(sorted(set(range(dataset.rows)) - set(calibration.rows)))
 
 
-def _sample(rows: tuple[int, ...], most: int, *, seed: int) -> tuple[int, ...]:
+def sample(rows: tuple[int, ...], most: int, *, seed: int) -> tuple[int, ...]:
+    """Return so many of some rows, or all if there are fewer, picked at random and put in order."""
     return tuple(sorted(random.Random(seed).sample(rows, min(most, len(rows)))))  # noqa: S311 - not a secret
 
 
-def _same(one: DatasetManifest, other: DatasetManifest) -> bool:
+def same(one: DatasetManifest, other: DatasetManifest) -> bool:
+    """Whether two datasets are the same file, whatever they are called."""
     return one.upload.sha256 == other.upload.sha256
 
 
-def _chosen(dataset: DatasetManifest, rows: tuple[int, ...], *, source: str, seed: int | None) -> Chosen:
+def chosen(dataset: DatasetManifest, rows: tuple[int, ...], *, source: str, seed: int | None) -> Chosen:
+    """Write down a choice of rows, which are in order."""
     text = ",".join(map(str, rows))
     use = DataUse(
         dataset=f"{dataset.name}:{dataset.version}",

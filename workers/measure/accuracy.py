@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.intervals import Pairs, paired_difference, proportion
-from app.domain.reports import Accuracy, ClassAccuracy, Flips
+from app.domain.reports import Accuracy, ClassAccuracy, Difference, Flips
 
 Indices = NDArray[np.int64]
 
@@ -57,6 +57,15 @@ class AccuracyTally:
             flips=self._flips(before, after, moved=answers[0] != answers[-1]),
             classes=_by_class(labels, before, after, names=classes),
         )
+
+    def ahead(self) -> dict[str, Difference]:
+        """Compare the last form with those between it and the first; nothing without labels."""
+        if not self._labels:
+            return {}
+        labels = np.concatenate(self._labels)
+        right = [np.concatenate(parts) == labels for parts in self._answers]
+        others = zip(self._forms[1:-1], right[1:-1], strict=True)
+        return {form: paired_difference(_pairs(hits, right[-1])) for form, hits in others}
 
     def changes(self, most: int) -> list[Change]:
         """Return at most so many rows whose answer changed: first those lost, then gained, then moved, by number."""

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from app.domain.evidence import Finding
 from workers.measure.layer_values import LayerValues, layer_values
-from workers.measure.row_identity import Identity, identify
+from workers.measure.row_identity import ROWS_NAMED, Identity, identify, shared
 from workers.measure.row_values import Values, normalisation, ranges, summarize
 from workers.stages import CheckResult, CheckSpec, Progress
 
-ROWS_NAMED = 20
 LAYERS_NAMED = 5
 _SATURATED_SHARE = 0.01
 _DEAD_SHARE = 0.1
@@ -43,32 +42,27 @@ def check(spec: CheckSpec, scratch: Path, progress: Progress) -> CheckResult:
 
 def _rows(calibration: Identity | None, evaluation: Identity) -> Iterator[Finding]:
     if calibration is not None:
-        shared = _shared(calibration, evaluation)
-        if shared:
+        both = shared(calibration, evaluation)
+        if both:
             yield Finding(
                 code="calibration_in_evaluation",
                 severity="warning",
-                message=f"{len(shared)} evaluation rows also calibrate, so the score may flatter: send other rows.",
-                rows=tuple(shared[:ROWS_NAMED]),
+                message=f"{len(both)} evaluation rows also calibrate, so the score may flatter: send other rows.",
+                rows=tuple(both[:ROWS_NAMED]),
             )
         yield from _duplicates(calibration, of="calibration")
     yield from _duplicates(evaluation, of="evaluation")
 
 
 def _chose(selection: Identity | None, evaluation: Identity) -> Iterator[Finding]:
-    shared = _shared(selection, evaluation) if selection is not None else []
-    if shared:
+    both = shared(selection, evaluation) if selection is not None else []
+    if both:
         yield Finding(
             code="selection_in_evaluation",
             severity="warning",
-            message=f"{len(shared)} evaluation rows also chose the variant, so the score may flatter: send other rows.",
-            rows=tuple(shared[:ROWS_NAMED]),
+            message=f"{len(both)} evaluation rows also chose the variant, so the score may flatter: send other rows.",
+            rows=tuple(both[:ROWS_NAMED]),
         )
-
-
-def _shared(one: Identity, evaluation: Identity) -> list[int]:
-    """Return the evaluation rows that equal one of other rows by what is in them, ascending."""
-    return sorted(row for digest, row in evaluation.first.items() if digest in one.first)
 
 
 def _duplicates(identity: Identity, *, of: str) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from workers.data.datasets import open_dataset
 from workers.data.rows import Row
-from workers.stages import RowSource
+from workers.stages import OverlapResult, OverlapSpec, Progress, RowSource
+
+ROWS_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,20 @@ class Identity:
     first: dict[bytes, int]
     repeated: list[int]
     classes: frozenset[int]
+
+
+def overlap(spec: OverlapSpec, scratch: Path, progress: Progress) -> OverlapResult:
+    """Count the evaluation rows that equal one that trains."""
+    progress(0.0, "looking for training rows among those that score")
+    training = identify(spec.training, scratch=scratch)
+    progress(0.5, "looking for training rows among those that score")
+    rows = shared(training, identify(spec.evaluation, scratch=scratch))
+    return OverlapResult(count=len(rows), rows=tuple(rows[:ROWS_NAMED]))
+
+
+def shared(one: Identity, evaluation: Identity) -> list[int]:
+    """Return the evaluation rows that equal one of other rows by what is in them, ascending."""
+    return sorted(row for digest, row in evaluation.first.items() if digest in one.first)
 
 
 def identify(source: RowSource, *, scratch: Path) -> Identity:

@@ -115,6 +115,7 @@ class _Tallies:
             metrics=self._metrics.scores(),
             gallery=gallery(changes, spec.evaluation, spec.signature, scratch=scratch, classes=spec.classes),
             findings=self._findings(),
+            ahead=self._accuracy.ahead(),
         )
 
     def _findings(self) -> tuple[Finding, ...]:

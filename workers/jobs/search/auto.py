@@ -7,12 +7,12 @@ from app.domain.errors import DatasetUnfit, JobFailure, OctetError, SandboxUnava
 from app.domain.recipes import Auto
 from app.domain.recipes.summary import summary
 from workers.jobs.bench import Bench
-from workers.jobs.making import bring_float32
 from workers.jobs.publishing import refuse_unmeasured
 from workers.jobs.search.choice import eligible, measured, pick, shortlist
 from workers.jobs.search.ending import Ending
 from workers.jobs.search.hunt import Hunt
 from workers.jobs.search.plan import make_plan, trials_of
+from workers.jobs.transforming import bring_float32
 
 
 async def search(bench: Bench, request: Auto) -> str:

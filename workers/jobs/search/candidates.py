@@ -6,11 +6,11 @@ So an attempt that takes over another's trials goes on exactly where that one wa
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from app.domain.errors import RecipeInvalid
-from app.domain.recipes import Auto, Cast, PtqDynamic, PtqStatic, Single, WeightOnly
+from app.domain.recipes import Auto, Cast, PtqDynamic, PtqStatic, Qat, Single, StaticQuantization, WeightOnly
 from app.domain.reports import Kernels
 from app.domain.search import Trial
 from workers.jobs.search.choice import measured, pick
@@ -20,6 +20,10 @@ LEAST_SHARE = 0.1
 
 DEAR, DEARER = 4.0, 6.0
 """How many times as long as another trial one from the `.pt2`, and one with learned rounding, is taken to last."""
+
+TRAINING_STEPS = 300
+"""A few dozen times through a few hundred rows: what recovers, recovers early."""
+_MOST_BATCH, _BATCHES = 32, 8
 
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
 _PRODUCTS = ("FullyConnected", "GatherMatMul", "MatMul", "MHA", "ScaledDotProductAttention")
@@ -84,6 +88,24 @@ def learned(trials: Iterable[Trial]) -> PtqStatic | None:
     return replace(recipe, rounding="adaround") if isinstance(recipe, PtqStatic) else None
 
 
+def trained(trials: Iterable[Trial], request: Auto, *, rows: int) -> Qat | None:
+    """Return the best static recipe of all, trained by self-distillation on the rows that calibrate.
+
+    None where nothing static was measured, or what was keeps the budget safely: its drop's whole interval does.
+
+    Args:
+        rows: how many calibrate.
+    """
+    static = [trial for trial in measured(trials) if isinstance(trial.recipe, PtqStatic)]
+    if not static:
+        return None
+    best = pick(static)
+    if best.drop is None or best.drop.high <= request.budget.max_drop:
+        return None
+    as_it_is = {each.name: getattr(best.recipe, each.name) for each in fields(PtqStatic) if each.name != "technique"}
+    return Qat(**as_it_is, steps=TRAINING_STEPS, batch_size=max(1, min(_MOST_BATCH, rows // _BATCHES)))
+
+
 def _rounds(recipe: Single) -> bool:
     return isinstance(recipe, PtqStatic) and recipe.toolchain != "torchao" and recipe.rounding == "nearest"
 
@@ -118,8 +140,8 @@ def narrow(request: Auto, profile: Profile) -> list[Single]:
 
 
 def seconds_factor(recipe: Single) -> float:
-    """Return how many times as long as a plain one a trial of this recipe is taken to last."""
-    if isinstance(recipe, (PtqStatic, WeightOnly)) and recipe.rounding != "nearest":
+    """Return how many times as long as a plain one a trial of this recipe is taken to last, but for training."""
+    if isinstance(recipe, (StaticQuantization, WeightOnly)) and recipe.rounding != "nearest":
         return DEARER
     return DEAR if recipe.toolchain == "torchao" else 1.0
 

@@ -3,22 +3,25 @@
 from dataclasses import dataclass, replace
 
 from app.domain.errors import BudgetMissed, DatasetUnfit, JobFailure, OutOfTime, ToolchainFailed
+from app.domain.recipes import Qat
 from app.domain.reports import Report
 from app.domain.search import Search, Trial
 from app.domain.variants import FLOAT32, Execution, Variant
 from app.domain.verdicts import judge
 from workers.jobs.bench import Bench
 from workers.jobs.files import inspect
-from workers.jobs.making import Made, bring_float32
 from workers.jobs.proof import prove
 from workers.jobs.publishing import batch_limit, publish, refuse, report_of, variant_of
 from workers.jobs.reporting import Evidence
+from workers.jobs.search.candidates import key_of
 from workers.jobs.search.choice import front, measured, nearest_miss
 from workers.jobs.search.forecast import FINAL_SECONDS
 from workers.jobs.search.hunt import LAST_PERCENT, Ended, Hunt
 from workers.jobs.search.plan import Plan
 from workers.jobs.search.reasons import missed, reason
 from workers.jobs.search.trial import metric_among, place_of
+from workers.jobs.training.forms import PTQ
+from workers.jobs.transforming import Made, bring_float32
 from workers.stages import VARIANT_OUTPUT, Form, TimeResult, TimeSpec, TransformResult
 
 
@@ -113,7 +116,15 @@ class Ending:
         made = self._made(trial)
         variant = variant_of(self._bench, self._plan.order, trial.recipe, made, name=name)
         order = self._plan.order if trial.recipe.needs_calibration else replace(self._plan.order, calibration=None)
-        evidence = await prove(self._bench, order, form, sense=False, selection=self._plan.selection, until=97)
+        evidence = await prove(
+            self._bench,
+            order,
+            form,
+            others=await self._start(trial, name=name),
+            sense=False,
+            selection=self._plan.selection,
+            until=97,
+        )
         if evidence.failure is not None:
             raise evidence.failure
         scores = evidence.score.metrics if evidence.score else ()
@@ -125,9 +136,21 @@ class Ending:
         return _Proven(
             variant=replace(variant, max_batch_size=batch_limit(evidence, trial.recipe)),
             made=made,
-            evidence=replace(evidence, sensitivity=self._hunt.sensitivity, verdict=verdict),
+            evidence=replace(
+                evidence,
+                sensitivity=self._hunt.sensitivity,
+                verdict=verdict,
+                training=self._hunt.done[trial.key].training,
+            ),
             metric=score.name,
         )
+
+    async def _start(self, trial: Trial, *, name: str) -> tuple[Form, ...]:
+        """Return the trial that a trained one began from, to set beside it."""
+        recipes = trial.recipe.starts if isinstance(trial.recipe, Qat) and name != PTQ else ()
+        done = (self._hunt.done.get(key_of(recipe)) for recipe in recipes)
+        starts = measured(stored.trial for stored in done if stored is not None)
+        return tuple([await self._form(PTQ, start) for start in starts[:1]])
 
     def _made(self, trial: Trial) -> Made:
         stored, path = self._hunt.done[trial.key], place_of(trial.key)

@@ -28,6 +28,8 @@ _STAGE_SECONDS = 2.0
 _LIBRARY_SECONDS = 4.0
 _PASSES_TO_CALIBRATE = 5
 _PASSES_TO_SCORE = 3
+_PASSES_TO_TRAIN = 30
+"""Forwards and backwards with fake quantization, in torch."""
 _FULL_TIMING_RUNS = 1000
 _USUAL_TRIALS = 12
 
@@ -71,6 +73,10 @@ class Load:
         timed = 2 * self.runs(TRIAL_SECONDS)
         rows = _PASSES_TO_CALIBRATE * self.calibration + _PASSES_TO_SCORE * self.selection + timed
         return _LIBRARY_SECONDS + 4 * _STAGE_SECONDS + rows * self.row_seconds
+
+    def training_seconds(self, rows: int) -> float:
+        """What a trial takes longer that trains on so many rows, each as often as it comes."""
+        return _LIBRARY_SECONDS + _STAGE_SECONDS + _PASSES_TO_TRAIN * rows * self.row_seconds
 
     @property
     def final_seconds(self) -> float:

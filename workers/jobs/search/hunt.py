@@ -7,17 +7,26 @@ from typing import Literal
 
 from app.domain.errors import JobFailure, OutOfMemory
 from app.domain.evidence import LayerSensitivity
-from app.domain.recipes import Budget, PtqStatic, Single
+from app.domain.recipes import Budget, PtqStatic, Qat, Single
 from app.domain.search import StoredTrial, Trial
 from app.domain.variants import FLOAT32, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.examining import measure_sensitivity
-from workers.jobs.making import bring_float32
-from workers.jobs.search.candidates import key_of, late, learned, narrow, opening, refinement, seconds_factor
+from workers.jobs.search.candidates import (
+    key_of,
+    late,
+    learned,
+    narrow,
+    opening,
+    refinement,
+    seconds_factor,
+    trained,
+)
 from workers.jobs.search.choice import eligible, is_bfloat16, loss_of, measured, pick
 from workers.jobs.search.mixed import Layers, mixed
 from workers.jobs.search.plan import Plan
 from workers.jobs.search.trial import CANDIDATE, Turn, place_of, run_trial, words
+from workers.jobs.transforming import bring_float32
 from workers.stages import Form
 
 Ended = Literal["complete", "time limit", "memory limit"]
@@ -68,6 +77,7 @@ class Hunt:
             await self._improve(self._bases())
             recipe = learned(self.trials())  # last: it takes as long as several others
             await self._try_all([recipe] if recipe else [])
+            await self._train()
         except _Enough as enough:
             return enough.ended
         return "complete"
@@ -126,7 +136,7 @@ class Hunt:
         stored, failure = await run_trial(self._bench, self._plan, recipe, turn)
         self.done[stored.trial.key] = stored
         self._make_room(stored.trial)
-        if failure is None:
+        if failure is None and not isinstance(recipe, Qat):
             self._lengths.append(stored.trial.seconds / seconds_factor(recipe))
         self._count_out_of_memory(failure)
 
@@ -177,6 +187,17 @@ class Hunt:
         for recipe in narrow(self._plan.request, self._plan.profile):
             await self._try(recipe)
 
+    async def _train(self) -> None:
+        """Train the best where it does not keep the budget safely, last of all and only where the time is there."""
+        calibration = self._plan.order.calibration
+        recipe = trained(self.trials(), self._plan.request, rows=len(calibration.rows) if calibration else 0)
+        if recipe is None or key_of(recipe) in self.done:
+            return
+        if self._seconds_left < self._expected(recipe):
+            await self._bench.log("there is no time left to train the best static candidate")
+            return
+        await self._try(recipe)
+
     async def _sense(self, base: StoredTrial) -> tuple[LayerSensitivity, ...]:
         kept = await self._plan.trials.sensitivity(base.trial.key)
         if kept is not None:
@@ -217,12 +238,17 @@ class Hunt:
 
     def _expected(self, recipe: Single) -> float:
         plain = _SAFETY * median(self._lengths) if self._lengths else self._plan.load.trial_seconds
-        return plain * seconds_factor(recipe)
+        training = self._plan.load.training_seconds(_rows_trained(recipe)) if isinstance(recipe, Qat) else 0.0
+        return plain * seconds_factor(recipe) + training
 
     def _percent_after(self, seconds: float) -> float:
         time_share = (self._bench.seconds + seconds) / max(self._limit, 1.0)
         share = min(1.0, max(time_share, (len(self.done) + 1) / _USUAL_TRIALS))
         return max(self._bench.job.percent, round(FIRST_PERCENT + share * (LAST_PERCENT - FIRST_PERCENT), 1))
+
+
+def _rows_trained(recipe: Qat) -> int:
+    return (recipe.steps or 0) * recipe.batch_size
 
 
 def _best(trials: Iterable[Trial]) -> PtqStatic | None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import (
     DatasetUnfit,
+    DoesNotFit,
     JobFailure,
     OutOfDisk,
     OutOfMemory,
@@ -19,15 +20,17 @@ from app.domain.evidence import MetricScore
 from app.domain.recipes import Single
 from app.domain.recipes.summary import summary
 from app.domain.search import StoredTrial, Trial
+from app.domain.training import Training
 from app.domain.variants import FLOAT32, Execution
 from app.domain.verdicts import default_metric, require_metric
 from workers.jobs import refusals
 from workers.jobs.bench import Bench, Result
 from workers.jobs.files import bring_rows
-from workers.jobs.making import Made, bring_float32, make, put_aside
+from workers.jobs.making import make
 from workers.jobs.search.candidates import key_of
 from workers.jobs.search.forecast import TRIAL_SECONDS
 from workers.jobs.search.plan import Plan
+from workers.jobs.transforming import Made, bring_float32, put_aside
 from workers.sandbox import output_path
 from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
 
@@ -36,7 +39,7 @@ CANDIDATE = "candidate"
 
 _LONGEST_STEP = 100
 
-_PASSING = (OutOfDisk, OutOfMemory, OutOfTime, SandboxUnavailable, StageCrashed)
+_PASSING = (DoesNotFit, OutOfDisk, OutOfMemory, OutOfTime, SandboxUnavailable, StageCrashed)
 """What fails a trial because of the machine or the hour: a later attempt may have more of either."""
 
 
@@ -156,6 +159,7 @@ class _Run:
             notes=made.result.notes,
             receipt=timed.receipt,
             microseconds=sum(layer.microseconds for layer in kernels.layers),
+            training=training_of(made),
         )
 
     async def _make(self, recipe: Single) -> Made:
@@ -210,6 +214,20 @@ def _time_spec(forms: tuple[Form, Form], plan: Plan) -> TimeSpec:
 def _raise(failure: JobFailure | None) -> None:
     if failure is not None:
         raise failure
+
+
+def training_of(made: Made) -> Training | None:
+    """Return a report's chapter on the training of a trial; None of one that was not trained."""
+    trained = made.trained
+    if trained is None:
+        return None
+    return Training(
+        outcome=trained.outcome,
+        rows=trained.rows,
+        held_out=trained.held_out,
+        returned="trained",
+        choice="The search chose it among its trials, the one that it began from among them.",
+    )
 
 
 def lasting(failure: JobFailure | None) -> bool:

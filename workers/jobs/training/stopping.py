@@ -1,0 +1,57 @@
+"""Telling a stage that trains to end with what it has, because someone asked for that."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from app.domain.errors import QueueUnavailable
+from workers.jobs.bench import Bench
+from workers.stages import STOP_INPUT
+
+log = logging.getLogger(__name__)
+
+_ASK_EVERY_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def stopped_on_request(bench: Bench) -> AsyncIterator[None]:
+    """Ask every second, inside the block, whether the job is to finish early, and tell the stage."""
+    asking = asyncio.create_task(_ask(bench))
+    try:
+        yield
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+async def _ask(bench: Bench) -> None:
+    while True:
+        if await _asked(bench):
+            break
+        await asyncio.sleep(_ASK_EVERY_SECONDS)
+    await bench.log("training was asked to end with what it has")
+    try:
+        request_stop(bench.scratch)
+    except OSError as error:  # a stage may have left anything there
+        await bench.log(f"training could not be told to end: {error.strerror}")
+
+
+async def _asked(bench: Bench) -> bool:
+    try:
+        return await bench.workshop.live.asked_to_finish(bench.job.id)
+    except QueueUnavailable as error:
+        log.warning("whether job %s is to finish is not known: %s", bench.job.id, error)
+        return False
+
+
+def request_stop(scratch: Path) -> None:
+    """Make the file that ends training, through no link that a stage may have put in its place."""
+    folder, name = Path(STOP_INPUT).parts
+    inside = os.open(scratch / folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside))
+    finally:
+        os.close(inside)

@@ -1,0 +1,1 @@
+"""Quantization-aware training: a QDQ graph in torch, trained and written back."""

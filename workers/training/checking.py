@@ -1,0 +1,58 @@
+"""Whether others answer like the program: ONNX Runtime before training, the engine after it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.domain.errors import DatasetUnfit, ToolchainFailed
+from workers.toolchains.finish import ONNXRUNTIME_ERRORS
+from workers.toolchains.octet.rounding.playback import open_session
+from workers.training.losses import is_classes
+from workers.training.program import Program
+
+CHECKED_ROWS = 16
+
+_LEAST_SQNR_DB = 20.0
+"""Torch and ONNX Runtime may round a value at the edge of two steps to either side; a wrong operator errs far more."""
+_SAME = 0.05
+"""How far apart answers to a row that are no classes count as the same: root mean square over that of the answer."""
+
+
+def answers(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a program answers when it does not train."""
+    program.eval()
+    with torch.no_grad():
+        return program(inputs)  # type: ignore[no-any-return] # what `forward` returns
+
+
+def check_numbers(program: Program, rows: Mapping[str, Tensor]) -> None:
+    """Compare torch's answers with ONNX Runtime's, which runs the same graph as it is written.
+
+    Raises:
+        ToolchainFailed: they are not the same.
+        DatasetUnfit: the graph cannot answer the rows.
+    """
+    found, outputs = answers(program, rows), program.outputs
+    try:
+        given = open_session(program.model).run(outputs, {name: each.numpy() for name, each in rows.items()})
+    except ONNXRUNTIME_ERRORS as error:
+        raise DatasetUnfit(f"The model cannot answer the training rows ({str(error)[:200]}).") from error
+    for name, wanted in zip(outputs, given, strict=True):
+        exact = wanted.astype(np.float64)
+        noise = float(np.square(found[name].numpy().astype(np.float64) - exact).sum())
+        energy = float(np.square(exact).sum())
+        if not noise <= energy * 10 ** (-_LEAST_SQNR_DB / 10):
+            raise ToolchainFailed(
+                f"Torch and ONNX Runtime do not agree on the output {name[:80]!r} of the quantized graph (noise "
+                f"{noise:.2g} of {energy:.2g}): it cannot be trained; take ptq_static."
+            )
+
+
+def alike(mine: torch.Tensor, theirs: torch.Tensor) -> int:
+    """Return how many rows two forms answer alike: with the same class, or with nearly the same values."""
+    if is_classes(mine):
+        return int((mine.argmax(1) == theirs.argmax(1)).sum())
+    a, b = (each.reshape(len(each), -1).double() for each in (mine, theirs))
+    return int(((a - b).norm(dim=1) <= _SAME * b.norm(dim=1)).sum())

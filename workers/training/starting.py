@@ -1,0 +1,80 @@
+"""One start, read into torch."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from app.domain.errors import ToolchainFailed
+from app.domain.recipes import Qat
+from app.domain.recipes.static import WIDE
+from workers.toolchains.graph import load_graph
+from workers.toolchains.octet.rounding.wiring import Wiring
+from workers.training import biases
+from workers.training.batch_norms import Norm
+from workers.training.latents import latents_of
+from workers.training.losses import Objective
+from workers.training.program import Program
+
+_COMPUTING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """
+    Attributes:
+        place: among the starts.
+        sha256: of its artifact.
+        unrounded: the quantizers that the engine does not round at.
+    """
+
+    place: int
+    program: Program
+    objective: Objective
+    sha256: str
+    unrounded: frozenset[str] = frozenset()
+
+
+def begin(path: Path, float32: onnx.ModelProto, recipe: Qat, *, place: int, norms: Mapping[str, Norm]) -> Begun:
+    """Read a start.
+
+    Args:
+        float32: the graph before quantization, prepared as it was then.
+        norms: folded batch normalizations whose statistics move on.
+
+    Raises:
+        ToolchainFailed: torch cannot train the graph.
+    """
+    model = biases.in_float(load_graph(path))
+    bits = recipe.weight_bits
+    narrow = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if bits != WIDE else (0, -1)
+    latents, bounds = latents_of(model, float32, narrow=narrow, wide_layers=recipe.int8_layers)
+    feature = None
+    if recipe.loss == "feature_distillation":
+        feature = (last_read(model), last_read(float32))
+    program = Program(
+        model,
+        latents=latents,
+        bounds=bounds,
+        scales=recipe.scales,
+        norms=norms,
+        keep=[feature[0]] if feature else [],
+    )
+    objective = Objective(recipe=recipe, outputs=program.outputs, feature=feature)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Begun(place=place, program=program, objective=objective, sha256=digest)
+
+
+def last_read(model: onnx.ModelProto) -> str:
+    """Return what the last layer with weights reads.
+
+    Raises:
+        ToolchainFailed: there is none.
+    """
+    wiring = Wiring(model.graph)
+    for node in reversed(wiring.nodes):
+        if node.op_type in _COMPUTING and node.input[1] in wiring.constants and node.input[0] not in wiring.constants:
+            return str(node.input[0])
+    raise ToolchainFailed("The graph has no layer with weights, whose input could be learned: take 'distillation'.")

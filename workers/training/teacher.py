@@ -1,0 +1,123 @@
+"""Who answers the training rows for distillation: a float32 graph in ONNX Runtime."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper
+
+from app.domain.errors import DatasetUnfit, ToolchainFailed
+from app.domain.tensors import Signature
+from workers.toolchains.finish import ONNXRUNTIME_ERRORS
+from workers.training.rows import Arrays, Rows
+
+_MOST_KEPT_BYTES = 2**30
+"""Answers up to so many bytes are worked out once and kept in a file; larger ones at every step anew."""
+
+
+class Teacher:
+    """A graph that answers.
+
+    Args:
+        renamed: the trained graph's names of inputs and outputs, by the teacher's own; the same for the model itself.
+        feature: a tensor to give beside the outputs.
+
+    Raises:
+        ToolchainFailed: ONNX Runtime does not open it.
+    """
+
+    def __init__(
+        self, graph: onnx.ModelProto, *, renamed: Mapping[str, str], feature: str | None = None, threads: int
+    ) -> None:
+        if feature is not None and feature not in {value.name for value in graph.graph.output}:
+            graph.graph.output.append(helper.make_empty_tensor_value_info(feature))
+        self._inputs = {renamed.get(value.name, value.name): value.name for value in graph.graph.input}
+        self._outputs = [value.name for value in graph.graph.output]
+        self._names = [renamed.get(name, name) for name in self._outputs]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # threads that wait busily would take the cores from torch, which runs in between
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except ONNXRUNTIME_ERRORS as error:
+            raise ToolchainFailed(f"ONNX Runtime does not open the teacher ({str(error)[:200]}).") from error
+
+    def answer(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Return its tensors under the trained graph's names.
+
+        Raises:
+            DatasetUnfit: it cannot answer the rows.
+        """
+        try:
+            made = self._session.run(self._outputs, {own: inputs[name] for name, own in self._inputs.items()})
+        except ONNXRUNTIME_ERRORS as error:
+            raise DatasetUnfit(f"The teacher cannot answer the training rows ({str(error)[:200]}).") from error
+        return dict(zip(self._names, made, strict=True))
+
+
+class Answers:
+    """A teacher's answers to rows as they are stored, by place.
+
+    Args:
+        folder: where they are kept if they are small enough.
+    """
+
+    def __init__(self, teacher: Teacher, rows: Rows, *, folder: Path) -> None:
+        self._teacher, self._rows = teacher, rows
+        first = teacher.answer(rows.take(np.arange(1)))
+        size = sum(array.nbytes for array in first.values()) * len(rows)
+        counted = all(array.ndim and array.shape[0] == 1 for array in first.values())
+        self._kept = self._keep(first, folder) if counted and size <= _MOST_KEPT_BYTES else None
+
+    def take(self, places: NDArray[np.int64]) -> Arrays:
+        """Return the answers to some rows."""
+        if self._kept is None:
+            return self._teacher.answer(self._rows.take(places))
+        return {name: array[places] for name, array in self._kept.items()}
+
+    def _keep(self, first: Arrays, folder: Path) -> dict[str, NDArray[Any]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {
+            name: np.lib.format.open_memmap(
+                folder / f"{number}.npy", mode="w+", dtype=array.dtype, shape=(len(self._rows), *array.shape[1:])
+            )
+            for number, (name, array) in enumerate(first.items())
+        }
+        for places in self._rows.in_turn():
+            for name, array in self._teacher.answer(self._rows.take(places)).items():
+                kept[name][places] = array
+        return dict(kept)
+
+
+def threads_of(processes: int) -> int:
+    """Return how many threads each of some processes may use."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def check_outputs(mine: Signature, theirs: Signature, *, teacher: str) -> None:
+    """Check that a teacher takes and gives what the model does, whatever it calls it.
+
+    Raises:
+        DatasetUnfit: it does not.
+    """
+    for kind in ("inputs", "outputs"):
+        here, there = ([(spec.dtype, spec.shape) for spec in _specs(each, kind)] for each in (mine, theirs))
+        if here != there:
+            words = [", ".join(spec.describe() for spec in _specs(each, kind)) for each in (theirs, mine)]
+            raise DatasetUnfit(
+                f"The teacher {teacher} has the {kind} {words[0]}, but the model has {words[1]}: take a teacher with "
+                f"the same {kind}, in the same order."
+            )
+
+
+def _specs(signature: Signature, kind: str) -> Sequence[Any]:
+    return signature.inputs if kind == "inputs" else signature.outputs
