@@ -1,4 +1,4 @@
-# make demo | run | test | check | bench | bench-serving | rpc. Everything happens in .venv; nothing else on the machine is touched.
+# make demo | run | test | check | bench | bench-serving | bench-training | rpc. Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 # Where torch alone comes from, if not from pip's usual index: one of PyTorch's own, for the CPU or a CUDA build.
 TORCH_INDEX_URL ?=
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo run test check format bench bench-serving rpc clean
+.PHONY: setup demo run test check format bench bench-serving bench-training rpc clean
 
 setup: $(READY)
 
@@ -54,6 +54,12 @@ rpc: setup
 bench-serving: setup
 	-$(BIN)/python -m benchmarks.serving install
 	$(BIN)/python -m benchmarks.serving all --plots docs
+
+# DATA is a folder with resnet20.safetensors and cifar10.npz. What is in FOUND already is not measured again.
+DATA ?= ../shared/data/cifar10
+FOUND ?= training.json
+bench-training: setup
+	$(BIN)/python -m benchmarks.training $(DATA) --json $(FOUND)
 
 clean:
 	rm -rf $(VENV) octet-data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -33,7 +33,14 @@ from app.serving import local_sockets
 from app.serving.pool import RunnerPool
 from app.settings import Settings, SettingsInvalid
 from app.telemetry.instruments import Instruments
-from app.telemetry.readings import Readings, ReadingsCollector, VariantFacts, facts_of
+from app.telemetry.readings import (
+    MOST_TRAINING,
+    Readings,
+    ReadingsCollector,
+    VariantFacts,
+    facts_of,
+    training_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -196,12 +203,13 @@ class _Reader:
             self._services.instruments.segment_bytes.labels(model, str(version), variant).set(size)
 
     async def read_jobs(self) -> None:
-        """Read Redis: whether it answers, how many jobs wait, and in which state they are."""
+        """Read Redis: whether it answers, how many jobs wait, in which state they are, and how training goes."""
         try:
             self._readings.jobs = await self._services.live.count()
             self._readings.queue_depth = await self._services.queue.depth()
+            self._readings.training = training_of(await self._services.live.running(MOST_TRAINING))
         except Unavailable:
-            self._readings.redis_up = False
+            self._readings.redis_up, self._readings.training = False, {}
             raise
         self._readings.redis_up = True
 

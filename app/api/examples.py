@@ -86,6 +86,10 @@ RECIPES: dict[str, tuple[str, Example]] = {
         "weights in 4 bits, groups of 64, AWQ",
         {"technique": "weight_only", "bits": 4, "group_size": 64, "awq": True},
     ),
+    "qat": (
+        "4-bit weights, trained on rows without labels to answer as the float model does",
+        {"technique": "qat", "weight_bits": 4, "epochs": 20, "batch_size": 64, "int8_layers": ["/conv1/Conv"]},
+    ),
     "ptq_dynamic": ("transformers and recurrent nets, without rows", {"technique": "ptq_dynamic"}),
     "cast": ("weights in half the bits", {"technique": "cast", "precision": "bfloat16"}),
 }
@@ -132,6 +136,7 @@ JOB: Example = {
     "dataset": None,
     "calibration": "cifar:1",
     "evaluation": "cifar-test:1",
+    "training": None,
     "recipe": RECIPE,
     "variant": "int8",
     "state": "running",
@@ -139,6 +144,7 @@ JOB: Example = {
     "percent": 42.0,
     "step": "measuring accuracy",
     "steps": [{"step": "quantizing", "seconds": 3.2}],
+    "training_progress": None,
     "started_at": _TIME,
     "finished_at": None,
     "error": None,
@@ -151,6 +157,14 @@ QUANTIZE: Example = {
     "evaluation": "cifar-test:1",
     "recipe": RECIPE,
     "variant": "int8",
+}
+TRAIN: Example = {
+    "kind": "quantize",
+    "model": "resnet20",
+    "training": "cifar-train:1",
+    "evaluation": "cifar-test:1",
+    "recipe": {"technique": "qat", "loss": "distillation", "teacher": "resnet56", "steps": 2000, "flip": True},
+    "variant": "int8-trained",
 }
 EVALUATE: Example = {"kind": "evaluate", "model": "resnet20", "variant": "int8", "evaluation": "cifar-test:1"}
 

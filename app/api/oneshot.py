@@ -14,6 +14,7 @@ from app.api.multipart import Part
 from app.api.orders import Sources, check_possible, check_rows, quantize_job
 from app.api.schemas.recipes import parse_preprocessing, parse_recipe
 from app.api.submission import submit
+from app.api.training import find_teacher
 from app.api.uploads import Form, announce_dataset, announce_model, receive
 from app.catalogue.shelf import Entry
 from app.domain.datasets import DatasetManifest
@@ -27,7 +28,7 @@ from app.domain.variants import FLOAT32, Variant
 
 LONGEST_WAIT_SECONDS = 600
 TEXT = ("name", "recipe", "preprocessing", LABELS, "variant")
-FILES = ("model", "calibration", "evaluation")
+FILES = ("model", "calibration", "evaluation", "training")
 
 _WAIT = re.compile(r"wait\s*=\s*\"?(?P<seconds>\d{1,9})\"?", re.IGNORECASE)
 
@@ -69,7 +70,12 @@ async def receive_all(services: Services, form: Form, parts: AsyncIterator[Part]
             uploads[part.name] = await receive(services, services.datasets, part, name=None, undo=undo)
     if options is None or "model" not in uploads:
         raise RequestInvalid(f"The form has no model: send the files {', '.join(FILES)} behind the text fields.")
-    check_rows(options.recipe, calibration="calibration" in uploads, evaluation="evaluation" in uploads)
+    check_rows(
+        options.recipe,
+        calibration="calibration" in uploads,
+        evaluation="evaluation" in uploads,
+        training="training" in uploads,
+    )
     return await _queue(services, options, uploads, undo=undo)
 
 
@@ -91,14 +97,17 @@ async def _queue(services: Services, options: Options, uploads: dict[str, Upload
         model=Entry(upload=uploads["model"]),
         calibration=_entry(uploads, "calibration"),
         evaluation=_entry(uploads, "evaluation"),
+        training=_entry(uploads, "training"),
+        teacher=await find_teacher(services, options.recipe),
     )
+    after = sources.after()
     check_possible(options.recipe, sources)
     await announce_model(services, uploads["model"], undo=undo)
     for purpose in FILES[1:]:
         if purpose in uploads:
             await announce_dataset(services, uploads[purpose], undo=undo)
     job = quantize_job(uuid4().hex, sources, recipe=options.recipe, variant=options.variant)
-    await submit(services, job, after=sources.after(), undo=undo)
+    await submit(services, job, after=after, undo=undo)
     return job
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from app.api.dependencies import Services
 from app.api.imports import mend
 from app.api.references import plain_reference
+from app.api.training import check_teacher, check_training, check_training_rows, find_teacher, with_teacher
 from app.catalogue.shelf import Entry
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import NameTaken, RecipeInvalid, RequestInvalid, VariantNotFound
@@ -13,36 +14,45 @@ from app.domain.fit import check_fit, check_metric
 from app.domain.jobs import Job, JobKind
 from app.domain.models import ModelFormat, ModelManifest, ReadyState
 from app.domain.names import check_name
-from app.domain.recipes import FROM_UPLOAD, Auto, Recipe
+from app.domain.recipes import FROM_UPLOAD, Auto, Qat, Recipe
 from app.domain.variants import FLOAT32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What a job works on; an entry may still be importing."""
+    """What a job works on; an entry may still be importing.
+
+    Attributes:
+        teacher: the model that a recipe names, where it does.
+    """
 
     model: Entry[ModelManifest]
     calibration: Entry[DatasetManifest] | None = None
     evaluation: Entry[DatasetManifest] | None = None
+    training: Entry[DatasetManifest] | None = None
+    teacher: Entry[ModelManifest] | None = None
 
     def after(self) -> list[str]:
-        """Return the import jobs that have to end first.
+        """Return the import jobs that have to end first, each once.
 
         Raises:
             ModelNotReady: an import has failed.
             SignatureMismatch: rows do not fit the model.
         """
         entries: list[Entry[ModelManifest] | Entry[DatasetManifest]] = [self.model, *self._datasets()]
+        if self.teacher is not None:
+            entries.append(self.teacher)
         for entry in entries:
             if entry.state is ReadyState.FAILED:
                 entry.ready()
         for dataset in self._datasets():
             if dataset.manifest is not None and self.model.manifest is not None:
                 check_fit(dataset.manifest, self.model.manifest)
-        return [entry.upload.job for entry in entries if entry.state is ReadyState.IMPORTING]
+        waited = (entry.upload.job for entry in entries if entry.state is ReadyState.IMPORTING)
+        return list(dict.fromkeys(waited))
 
     def _datasets(self) -> list[Entry[DatasetManifest]]:
-        return [entry for entry in (self.calibration, self.evaluation) if entry is not None]
+        return [entry for entry in (self.calibration, self.evaluation, self.training) if entry is not None]
 
 
 async def order_quantize(
@@ -52,6 +62,7 @@ async def order_quantize(
     model: str,
     calibration: str | None,
     evaluation: str | None,
+    training: str | None,
     recipe: Recipe,
     variant: str | None,
 ) -> tuple[Job, list[str]]:
@@ -60,8 +71,15 @@ async def order_quantize(
     Raises:
         NotFound, ModelNotReady, SignatureMismatch, RecipeInvalid, DatasetUnfit, NameTaken: it could not be done.
     """
-    check_rows(recipe, calibration=calibration is not None, evaluation=evaluation is not None)
-    sources = await _sources(services, model=model, calibration=calibration, evaluation=evaluation)
+    check_rows(
+        recipe,
+        calibration=calibration is not None,
+        evaluation=evaluation is not None,
+        training=training is not None,
+    )
+    sources = await _sources(
+        services, model=model, calibration=calibration, evaluation=evaluation, training=training, recipe=recipe
+    )
     after = sources.after()
     check_possible(recipe, sources)
     if variant is not None:
@@ -77,7 +95,7 @@ async def order_evaluate(
     Raises:
         NotFound, ModelNotReady, SignatureMismatch: it could not be done.
     """
-    sources = await _sources(services, model=model, calibration=None, evaluation=evaluation)
+    sources = await _sources(services, model=model, evaluation=evaluation)
     upload = sources.model.ready().upload
     await services.variants.get(upload.name, upload.version, check_name(variant, of="variant"))
     record = Job(
@@ -92,7 +110,7 @@ async def order_evaluate(
 
 
 def quantize_job(job: str, sources: Sources, *, recipe: Recipe, variant: str | None) -> Job:
-    """Return the job's record, with every reference resolved to a version."""
+    """Return the job's record, with every reference resolved to a version, the recipe's teacher too."""
     return Job(
         id=job,
         kind=JobKind.QUANTIZE,
@@ -100,37 +118,46 @@ def quantize_job(job: str, sources: Sources, *, recipe: Recipe, variant: str | N
         model=_label(sources.model),
         calibration=_label(sources.calibration),
         evaluation=_label(sources.evaluation),
-        recipe=recipe,
+        training=_label(sources.training),
+        recipe=with_teacher(recipe, sources.teacher),
         variant=variant,
     )
 
 
-def check_rows(recipe: Recipe, *, calibration: bool, evaluation: bool) -> None:
+def check_rows(recipe: Recipe, *, calibration: bool, evaluation: bool, training: bool) -> None:
     """Check that a recipe gets the rows it needs.
 
     Raises:
         RecipeInvalid: it does not.
     """
-    if not (calibration or evaluation):
+    check_training_rows(recipe, calibration=calibration, training=training)
+    if not (calibration or evaluation or training):
         raise RecipeInvalid(
             f"A variant made by {recipe.technique} is measured on rows: send a calibration or an evaluation dataset."
         )
-    if recipe.needs_calibration and not calibration:
+    if recipe.needs_calibration and not (calibration or training):  # what trains can calibrate too
         raise RecipeInvalid(f"The technique {recipe.technique} needs a calibration dataset: send one.")
 
 
 def check_possible(recipe: Recipe, sources: Sources) -> None:
-    """Check what is known of the uploads already: the model's format, and the labels that a budget needs.
+    """Check what is known of the uploads already: the model's format, the labels, what trains and what teaches.
 
     Raises:
         RecipeInvalid: the toolchain does not start from such a file.
-        DatasetUnfit: the rows that score lack the labels of the budget's metric.
+        DatasetUnfit: rows lack the labels of the budget's metric or of the loss, or are too few.
+        RequestInvalid: the rows that train are those that score.
+        SignatureMismatch: the teacher does not do what the model does.
     """
     if not isinstance(recipe, Auto) and recipe.toolchain in FROM_UPLOAD:
         _check_exported(sources.model, toolchain=recipe.toolchain)
     scoring = sources.evaluation or sources.calibration
     if isinstance(recipe, Auto) and recipe.budget.metric is not None and scoring and scoring.manifest is not None:
         check_metric(recipe.budget.metric, scoring.manifest)
+    training = sources.training or sources.calibration
+    if isinstance(recipe, Qat) and training is not None:
+        check_training(recipe, training=training, evaluation=sources.evaluation)
+    if sources.teacher is not None:
+        check_teacher(sources.teacher, sources.model)
 
 
 def _check_exported(model: Entry[ModelManifest], *, toolchain: str) -> None:
@@ -147,7 +174,15 @@ def _by_name(file: str) -> ModelFormat | None:
     return ModelFormat.ONNX if file.lower().endswith(".onnx") else None
 
 
-async def _sources(services: Services, *, model: str, calibration: str | None, evaluation: str | None) -> Sources:
+async def _sources(
+    services: Services,
+    *,
+    model: str,
+    evaluation: str | None,
+    calibration: str | None = None,
+    training: str | None = None,
+    recipe: Recipe | None = None,
+) -> Sources:
     async def dataset(text: str | None) -> Entry[DatasetManifest] | None:
         if text is None:
             return None
@@ -161,6 +196,8 @@ async def _sources(services: Services, *, model: str, calibration: str | None, e
         model=found,
         calibration=await dataset(calibration),
         evaluation=await dataset(evaluation),
+        training=await dataset(training),
+        teacher=None if recipe is None else await find_teacher(services, recipe),
     )
     if sources.calibration is not None and _label(sources.calibration) == _label(sources.evaluation):
         raise RequestInvalid(

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from app.api.dependencies import Services
 from app.catalogue.shelf import fail_upload
 from app.domain.errors import IllegalTransition, QueueUnavailable
-from app.domain.jobs import Job
+from app.domain.jobs import Job, JobState
+from app.domain.recipes import Qat
 
 _log = logging.getLogger("octet.api")
 
@@ -42,6 +43,22 @@ async def cancel(services: Services, job: Job) -> Job:
     if counted.state is not cancelled.state:
         raise IllegalTransition(f"Job {job.id} is {counted.state} already: it ended before it could be cancelled.")
     return counted
+
+
+async def ask_to_finish(services: Services, job: Job) -> Job:
+    """Ask a job that trains to end its training, and to go on with the best so far; return its record as it is.
+
+    Raises:
+        IllegalTransition: it does not train, or is not running.
+    """
+    if not isinstance(job.recipe, Qat):
+        raise IllegalTransition(f"Job {job.id} does not train, so there is no best to keep: cancel it without keep.")
+    if job.state.final:
+        raise IllegalTransition(f"Job {job.id} is {job.state} already: only a running job can end its training.")
+    if job.state is not JobState.RUNNING:
+        raise IllegalTransition(f"Job {job.id} is {job.state} and has trained nothing yet: cancel it without keep.")
+    await services.live.ask_to_finish(job.id)
+    return job
 
 
 async def _withdraw(services: Services, job: Job) -> None:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
-from urllib.parse import quote
 
 import httpx
 from pydantic_core import to_json, to_jsonable_python
@@ -15,6 +14,7 @@ from pydantic_core import to_json, to_jsonable_python
 from app.client import predictions
 from app.client.downloads import download
 from app.client.events import QUIET_SECONDS, Event, parse, unbroken
+from app.client.paths import job_path, model_path, plain, variant_path, with_variant
 from app.client.predictions import Inputs
 from app.client.problems import succeeded
 from app.client.records import DatasetVersion, ModelVersion, Prediction, Readiness, Routing, plain_file_name, ready
@@ -123,7 +123,7 @@ class Octet:
 
     def model(self, reference: str) -> ModelVersion:
         """Return one version of a model."""
-        return self._transport.get(_model_path(reference), ModelVersion)
+        return self._transport.get(model_path(reference), ModelVersion)
 
     def datasets(self) -> list[DatasetVersion]:
         """List the newest version of each dataset."""
@@ -131,23 +131,23 @@ class Octet:
 
     def dataset(self, reference: str) -> DatasetVersion:
         """Return one version of a dataset."""
-        return self._transport.get(f"/v1/datasets/{_plain(reference)}", DatasetVersion)
+        return self._transport.get(f"/v1/datasets/{plain(reference)}", DatasetVersion)
 
     def variants(self, reference: str) -> list[Variant]:
         """List what a version of a model can run as."""
-        return self._transport.get(f"{_model_path(reference)}/variants", dict[str, list[Variant]])["variants"]
+        return self._transport.get(f"{model_path(reference)}/variants", dict[str, list[Variant]])["variants"]
 
     def variant(self, reference: str) -> Variant:
         """Return one variant, such as `resnet20@int8`."""
-        return self._transport.get(_variant_path(reference), Variant)
+        return self._transport.get(variant_path(reference), Variant)
 
     def report(self, reference: str) -> Report:
         """Return what was measured about a variant, such as `resnet20@int8`."""
-        return self._transport.get(f"{_variant_path(reference)}/report", Report)
+        return self._transport.get(f"{variant_path(reference)}/report", Report)
 
     def report_page(self, reference: str) -> str:
         """Return the same as one HTML page for a reader, which needs nothing else."""
-        return self._transport.send("GET", f"{_variant_path(reference)}/report.html").text
+        return self._transport.send("GET", f"{variant_path(reference)}/report.html").text
 
     def download(self, reference: str, *, to: Path) -> Path:
         """Bring a variant's artifact to a file, or into a folder under a name of its own; return the file's path.
@@ -157,11 +157,11 @@ class Octet:
         variant = self.variant(reference)
         found = Reference(name=variant.model, version=variant.version, variant=variant.name)
         target = to / plain_file_name(str(found)) if to.is_dir() else to
-        return download(self._transport, f"{_variant_path(str(found))}/artifact", variant.artifact, to=target)
+        return download(self._transport, f"{variant_path(str(found))}/artifact", variant.artifact, to=target)
 
     def routing(self, model: str) -> Routing:
         """Return which variant answers when the caller names none, and what was decided before."""
-        return self._transport.get(f"{_model_path(model)}/routing", Routing)
+        return self._transport.get(f"{model_path(model)}/routing", Routing)
 
     def route(self, reference: str, *, by: str | None = None, note: str | None = None) -> Route:
         """Let this variant, such as `resnet20:1@int8`, answer from now on; without a version, the newest's.
@@ -170,7 +170,7 @@ class Octet:
             by: who decides; None lets the service write this machine's address.
             note: why.
         """
-        wanted = _with_variant(reference)
+        wanted = with_variant(reference)
         return self._decide(wanted, {"variant": wanted.variant}, by=by, note=note)
 
     def split(
@@ -184,7 +184,7 @@ class Octet:
         """
         model = Reference.parse(reference)
         if model.variant is not None:
-            raise NameInvalid(f"{reference!r} names a variant, but the weights do: write {_plain(reference)!r}.")
+            raise NameInvalid(f"{reference!r} names a variant, but the weights do: write {plain(reference)!r}.")
         return self._decide(model, {"weights": dict(weights)}, by=by, note=note)
 
     def _decide(self, model: Reference, what: Mapping[str, Any], *, by: str | None, note: str | None) -> Route:
@@ -194,11 +194,11 @@ class Octet:
 
     def load(self, reference: str) -> None:
         """Start a variant's runner now; return when it is ready."""
-        self._transport.send("POST", f"{_variant_path(reference)}/load")
+        self._transport.send("POST", f"{variant_path(reference)}/load")
 
     def unload(self, reference: str) -> None:
         """Stop a variant's runner."""
-        self._transport.send("POST", f"{_variant_path(reference)}/unload")
+        self._transport.send("POST", f"{variant_path(reference)}/unload")
 
     # Jobs
 
@@ -209,6 +209,7 @@ class Octet:
         recipe: Recipe,
         calibration: str | None = None,
         evaluation: str | None = None,
+        training: str | None = None,
         variant: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
@@ -218,15 +219,18 @@ class Octet:
             recipe: any record of `app.domain.recipes`, such as `Auto(budget=Budget(max_drop=0.005))`.
             calibration: the dataset whose rows set the ranges; `cast` needs none.
             evaluation: the dataset whose rows score; None takes rows that calibration left over.
+            training: the dataset whose rows train, for `Qat`; None lets the rows of `calibration` train. Where it is
+                there, `calibration` may be left out.
             variant: the name to publish under; None takes the recipe's.
             idempotency_key: the same key again returns the same job.
         """
-        asked = {"kind": "quantize", "model": _plain(model), "calibration": calibration, "evaluation": evaluation}
-        return self._ask({**asked, "recipe": recipe, "variant": variant}, idempotency_key=idempotency_key)
+        rows = {"calibration": calibration, "evaluation": evaluation, "training": training}
+        asked = {"kind": "quantize", "model": plain(model), **rows, "recipe": recipe, "variant": variant}
+        return self._ask(asked, idempotency_key=idempotency_key)
 
     def evaluate(self, reference: str, *, evaluation: str, idempotency_key: str | None = None) -> Job:
         """Ask for a published variant, such as `resnet20@int8`, to be measured again on other rows."""
-        wanted = _with_variant(reference)
+        wanted = with_variant(reference)
         model = str(Reference(name=wanted.name, version=wanted.version))
         asked = {"kind": "evaluate", "model": model, "variant": wanted.variant, "evaluation": evaluation}
         return self._ask(asked, idempotency_key=idempotency_key)
@@ -240,18 +244,23 @@ class Octet:
         self,
         model: Path,
         *,
-        calibration: Path,
+        calibration: Path | None = None,
         evaluation: Path | None = None,
+        training: Path | None = None,
         recipe: Recipe | None = None,
         preprocessing: ImagePreprocessing | None = None,
         labels: Sequence[str] | None = None,
         name: str | None = None,
         variant: str | None = None,
     ) -> Job:
-        """Send model, rows and recipe in one request; the job it returns imports and quantizes them."""
+        """Send model, rows and recipe in one request; the job it returns imports and quantizes them.
+
+        Args:
+            calibration, evaluation, training: files of rows; which of them a recipe needs, see `quantize`.
+        """
         spec = {"preprocessing": preprocessing, "labels": labels}
         texts = _texts({"name": name, "recipe": recipe, **spec, "variant": variant})
-        paths = {"model": model, "calibration": calibration, "evaluation": evaluation}
+        paths = {"model": model, "calibration": calibration, "evaluation": evaluation, "training": training}
         with ExitStack() as opened:
             files = {field: (path.name, _opened(path, opened)) for field, path in paths.items() if path is not None}
             return self._transport.post("/v1/quantize", Job, data=texts, files=files)
@@ -262,15 +271,15 @@ class Octet:
 
     def job(self, job_id: str) -> Job:
         """Return a job as it stands."""
-        return self._transport.get(_job_path(job_id), Job)
+        return self._transport.get(job_path(job_id), Job)
 
     def job_report(self, job_id: str) -> Report:
         """Return what an `evaluate` job measured, or a `quantize` job that failed on what it had measured."""
-        return self._transport.get(f"{_job_path(job_id)}/report", Report)
+        return self._transport.get(f"{job_path(job_id)}/report", Report)
 
     def job_report_page(self, job_id: str) -> str:
         """Return the same as one HTML page for a reader."""
-        return self._transport.send("GET", f"{_job_path(job_id)}/report.html").text
+        return self._transport.send("GET", f"{job_path(job_id)}/report.html").text
 
     def follow(self, job_id: str, *, timeout_seconds: float = math.inf) -> Iterator[Job]:
         """Yield a job whenever it changes, until it is final; a broken connection is taken up where it broke.
@@ -295,7 +304,7 @@ class Octet:
     def _events(self, job_id: str, *, after: str | None, quiet_seconds: float) -> Generator[Event, None, None]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
         timeout = httpx.Timeout(10.0, read=quiet_seconds)
-        with self._transport.stream("GET", f"{_job_path(job_id)}/events", headers=headers, timeout=timeout) as response:
+        with self._transport.stream("GET", f"{job_path(job_id)}/events", headers=headers, timeout=timeout) as response:
             try:
                 yield from parse(response.iter_lines())
             except httpx.ReadTimeout:
@@ -319,13 +328,21 @@ class Octet:
         """
         return succeeded(self.wait(job_id, timeout_seconds=timeout_seconds))
 
-    def cancel(self, job_id: str) -> Job:
-        """Stop a job."""
-        return self._transport.post(f"{_job_path(job_id)}/cancel", Job)
+    def cancel(self, job_id: str, *, keep_best: bool = False) -> Job:
+        """Stop a job.
+
+        Args:
+            keep_best: only end its training: the best so far is measured and published, and the job succeeds.
+
+        Raises:
+            Conflict: it is final; or, to keep the best of it, it does not train, or is not running yet.
+        """
+        query = {"keep": "best"} if keep_best else {}
+        return self._transport.post(f"{job_path(job_id)}/cancel", Job, params=query)
 
     def log(self, job_id: str) -> str:
         """Return what a job's processes printed."""
-        return self._transport.send("GET", f"{_job_path(job_id)}/log").text
+        return self._transport.send("GET", f"{job_path(job_id)}/log").text
 
     # Inference and operation
 
@@ -365,29 +382,3 @@ def _texts(fields: Mapping[str, Any]) -> dict[str, str]:
 
 def _opened(source: Path | BinaryIO, files: ExitStack) -> BinaryIO:
     return files.enter_context(source.open("rb")) if isinstance(source, Path) else source
-
-
-def _plain(reference: str) -> str:
-    """Check a reference that names no variant."""
-    parsed = Reference.parse(reference)
-    return str(Reference(name=parsed.name, version=parsed.version))
-
-
-def _with_variant(reference: str) -> Reference:
-    """Check a reference that must name a variant."""
-    parsed = Reference.parse(reference)
-    if parsed.variant is None:
-        raise NameInvalid(f"{reference!r} names no variant: write it behind an @, such as {reference}@int8.")
-    return parsed
-
-
-def _model_path(reference: str) -> str:
-    return f"/v1/models/{_plain(reference)}"
-
-
-def _variant_path(reference: str) -> str:
-    return f"{_model_path(reference)}/variants/{_with_variant(reference).variant}"
-
-
-def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydantic_core import to_json
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.client import training_progress
 from app.domain.errors import OctetError
 from app.domain.jobs import Job
 
@@ -90,9 +91,13 @@ def reading(path: Path) -> Iterator[BinaryIO]:
             yield wrapped
 
 
-def show_live(job: Job, *, changes: Iterable[Job]) -> Job:
-    """Show a job's progress until it is final, and return it: a bar in a terminal, else a line per step."""
-    console = err()
+def show_live(job: Job, *, changes: Iterable[Job], on: Console | None = None) -> Job:
+    """Show a job's progress until it is final, and return it: a bar in a terminal, else a line per step.
+
+    While it trains, the bar counts training's own steps and has a line of losses below; without a terminal there is a
+    line now and then.
+    """
+    console = on or err()
     show = _show_bar if console.is_terminal else _show_lines
     last = show(job, changes, console)
     console.print(_ending(last), soft_wrap=True)
@@ -100,29 +105,73 @@ def show_live(job: Job, *, changes: Iterable[Job]) -> Job:
 
 
 def _show_bar(job: Job, changes: Iterable[Job], console: Console) -> Job:
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(_what(job), total=100)
+    with _JobBar(console) as bar:
+        bar.show(job)
         for change in changes:
             job = change
-            progress.update(bar, completed=job.percent, description=_what(job))
+            bar.show(job)
     return job
 
 
+class _JobBar(Progress):
+    """A bar for what a job does, and a line of words below it where there is more to say."""
+
+    def __init__(self, console: Console) -> None:
+        text = TextColumn("{task.description}", markup=False)
+        end = TextColumn("{task.fields[left]}", markup=False)
+        self._words = Text()
+        super().__init__(
+            text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), end, console=console, transient=True
+        )
+        self._bar = self.add_task("", total=100, left="")
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return what is drawn, from top to bottom."""
+        yield self.make_tasks_table(self.tasks)
+        if self._words:
+            yield self._words
+
+    def show(self, job: Job) -> None:
+        """Draw where a job stands."""
+        trained = training_progress.now_training(job)
+        if trained is None:
+            self._words = Text()
+            self.update(self._bar, completed=job.percent, total=100, description=_what(job), left="")
+            return
+        self._words = Text(f"  {training_progress.numbers(trained)}", overflow="fold")
+        self.update(
+            self._bar,
+            completed=trained.step,
+            total=trained.steps,
+            description=f"{_name(job)}: step {trained.step} of {trained.steps}{_attempt(job)}",
+            left=f"{training_progress.left(trained)} left",
+        )
+
+
 def _show_lines(job: Job, changes: Iterable[Job], console: Console) -> Job:
-    shown = ""
+    shown, rarely = "", training_progress.Rarely()
     for change in changes:
         job = change
-        if _what(job) != shown and not job.state.final:
-            shown = _what(job)
-            console.print(Text(f"{job.percent:3.0f} % {shown}"), soft_wrap=True)
+        trained = training_progress.now_training(job)
+        if trained is not None and not rarely.due(trained):
+            continue
+        told = (
+            _what(job)
+            if trained is None
+            else f"{_name(job)}: training, {training_progress.whole(trained)}{_attempt(job)}"
+        )
+        if told != shown and not job.state.final:
+            shown = told
+            console.print(Text(f"{job.percent:3.0f} % {told}"), soft_wrap=True)
     return job
 
 
 def _what(job: Job) -> str:
-    attempt = f" (attempt {job.attempt})" if job.attempt > 1 else ""
-    return f"{_name(job)}: {job.step}{attempt}"
+    return f"{_name(job)}: {job.step}{_attempt(job)}"
+
+
+def _attempt(job: Job) -> str:
+    return f" (attempt {job.attempt})" if job.attempt > 1 else ""
 
 
 def _ending(job: Job) -> Text:

@@ -1,6 +1,6 @@
 """A report's evidence for the terminal: verdict, metrics, search, findings, diagnosis. Absent parts say nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,8 +10,10 @@ from app.domain.evidence import Interval, MetricScore
 from app.domain.metrics import METRICS
 from app.domain.reports import Report
 from app.domain.search import Search
+from app.domain.training import PTQ, TRAINED
 from app.domain.variants import FLOAT32
 
+NOT_MEASURED = "-"
 _STYLES = {"kept": "bold green", "missed": "bold red", "not enough rows": "bold yellow"}
 
 
@@ -30,11 +32,13 @@ def metrics_view(report: Report, *, width: int) -> RenderableType | None:
     """Return every metric of float32 and the variant, and the paired drop, each with its 95 % interval."""
     if not report.metrics or report.variant == FLOAT32:
         return None
-    lines = [_metric_line(metric, report.variant) for metric in report.metrics]
-    headings = ("metric", FLOAT32, report.variant, "drop (95 %)", "p")
+    between = [form for form in (PTQ, TRAINED) if any(form in metric.measured for metric in report.metrics)]
+    forms = (FLOAT32, *between, report.variant)
+    lines = [_metric_line(metric, forms) for metric in report.metrics]
+    headings = ("metric", *forms, "drop (95 %)", "p")
     needed = sum(max(map(len, column)) + 3 for column in zip(headings, *lines, strict=True)) + 1
     if needed > width:
-        return Group(*(Text(_in_words(line)) for line in lines))
+        return Group(*(Text(_in_words(line, forms)) for line in lines))
     table = Table(header_style="bold")
     for number, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if number == 0 else "right", no_wrap=True)
@@ -43,19 +47,24 @@ def metrics_view(report: Report, *, width: int) -> RenderableType | None:
     return table
 
 
-def _in_words(line: tuple[str, str, str, str, str]) -> str:
-    name, before, after, drop, _ = line
-    return f"{name}: {after}" if drop == "-" else f"{name}: {before} -> {after}; drop {drop}"
+def _in_words(line: Sequence[str], forms: Sequence[str]) -> str:
+    name, *values, drop, _ = line
+    if len(forms) > 2:  # noqa: PLR2004 - more than before and after want their names
+        known = zip(forms, values, strict=True)
+        values = [f"{form} {value}" for form, value in known if value != NOT_MEASURED]
+        return f"{name}: {', '.join(values)}" + (f"; drop {drop}" if drop != NOT_MEASURED else "")
+    return f"{name}: {values[-1]}" if drop == NOT_MEASURED else f"{name}: {' -> '.join(values)}; drop {drop}"
 
 
-def _metric_line(metric: MetricScore, variant: str) -> tuple[str, str, str, str, str]:
+def _metric_line(metric: MetricScore, forms: Sequence[str]) -> tuple[str, ...]:
     def written(form: str) -> str:
-        return _with_interval(metric.name, metric.measured[form]) if form in metric.measured else "-"
+        return _with_interval(metric.name, metric.measured[form]) if form in metric.measured else NOT_MEASURED
 
+    others = [written(form) for form in forms[1:]]
     if metric.name in METRICS and not METRICS[metric.name].budget:  # a distance from float32, which it has none of
-        return metric.name, "-", written(variant), "-", "-"
-    p_value = "-" if metric.p_value is None else f"{metric.p_value:.3f}"
-    return metric.name, written(FLOAT32), written(variant), drop_words(metric.name, metric.drop), p_value
+        return metric.name, NOT_MEASURED, *others, NOT_MEASURED, NOT_MEASURED
+    p_value = NOT_MEASURED if metric.p_value is None else f"{metric.p_value:.3f}"
+    return metric.name, written(FLOAT32), *others, drop_words(metric.name, metric.drop), p_value
 
 
 def drop_words(metric: str, drop: Interval) -> str:

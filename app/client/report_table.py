@@ -6,23 +6,25 @@ from rich.table import Table
 from rich.text import Text
 
 from app.client.report_evidence import (
+    NOT_MEASURED,
     diagnosis_lines,
     finding_lines,
     metrics_view,
     search_sentences,
     verdict_line,
 )
+from app.client.report_training import training_view
 from app.domain.reports import Proportion, Report
+from app.domain.training import PTQ, TRAINED
 from app.domain.variants import FLOAT32
 
 HEADINGS = ("variant", "accuracy (95 %)", "agreement", "size", "p50", "speed-up", "memory added")
-NOT_MEASURED = "-"
 
 
 def report_view(report: Report, *, width: int) -> RenderableType:
-    """Return the table, and below it verdict and metrics, what changed, which kernels ran, findings and diagnosis."""
+    """Return the table, and below it metrics, training, what changed, which kernels ran, findings and diagnosis."""
     table = _wide(report) if _wide_width(report) <= width else _narrow(report)
-    parts = (verdict_line(report), table, metrics_view(report, width=width))
+    parts = (verdict_line(report), table, metrics_view(report, width=width), training_view(report, width=width))
     words = [Text(sentence) for sentence in sentences(report)]
     told = (*words, *finding_lines(report), *diagnosis_lines(report))
     return Group(*(part for part in parts if part is not None), *told)
@@ -66,6 +68,8 @@ def _size(report: Report, form: str) -> str:
     if form == report.variant:
         share = f" ({_percent(report.size.ratio, digits=0)})" if form != FLOAT32 else ""
         return decimal(report.size.bytes) + share
+    if form in (PTQ, TRAINED):  # artifacts of their own, which nobody keeps
+        return NOT_MEASURED
     # other forms run the float32 artifact
     return decimal(report.size.float32_bytes)
 

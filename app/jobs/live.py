@@ -16,6 +16,7 @@ from app.domain.jobs import Job, JobState
 KEEP_FINAL_SECONDS = 7 * 24 * 3600
 KEEP_IDEMPOTENCY_SECONDS = 24 * 3600
 CLAIM_SECONDS = 60
+KEEP_WISH_SECONDS = 7 * 24 * 3600
 MOST_EVENTS = 2000
 MOST_LOG_LINES = 10_000
 
@@ -26,6 +27,7 @@ _WAIT_MS = 1000  # shorter than any socket time-out, and than anybody's patience
 _JOB: TypeAdapter[Job] = TypeAdapter(Job)
 _NEWEST = "octet:jobs"
 _STATES = tuple(f"octet:jobs:{state}" for state in JobState)
+_RUNNING = f"octet:jobs:{JobState.RUNNING}"
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class LiveJobs:
         """Drop a job that was never queued."""
         with _translated():
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(_job(job), _events(job), _log(job))
+                pipe.delete(_job(job), _events(job), _log(job), _wish(job))
                 for ids in (_NEWEST, *_STATES):
                     pipe.zrem(ids, job)
                 await pipe.execute()
@@ -119,6 +121,16 @@ class LiveJobs:
         """Return the newest jobs that Redis still knows, newest first, without those that cannot be read."""
         with _translated():
             ids = await self._redis.zrevrange(_NEWEST, 0, limit - 1)
+        return await self._get_all(ids)
+
+    async def running(self, limit: int) -> list[Job]:
+        """Return jobs that run, at most so many, without those that cannot be read."""
+        with _translated():
+            ids = await self._redis.zrange(_RUNNING, 0, limit - 1)
+        return [job for job in await self._get_all(ids) if job.state is JobState.RUNNING]
+
+    async def _get_all(self, ids: list[bytes]) -> list[Job]:
+        with _translated():
             records = await self._redis.mget([_job(job.decode()) for job in ids]) if ids else []
         found = zip(ids, records, strict=True)
         read = [_read_or_skip(record, job=job.decode()) for job, record in found if record]
@@ -168,6 +180,16 @@ class LiveJobs:
                 yield after, state
                 if state.state.final:
                     return
+
+    async def ask_to_finish(self, job: str) -> None:
+        """Ask whoever works on a job to end its training and to go on with the best so far; kept for a week."""
+        with _translated():
+            await self._redis.set(_wish(job), "", ex=KEEP_WISH_SECONDS)
+
+    async def asked_to_finish(self, job: str) -> bool:
+        """Return whether a job was asked to end its training."""
+        with _translated():
+            return bool(await self._redis.exists(_wish(job)))
 
     async def append_log(self, job: str, lines: list[str]) -> None:
         """Add lines to a job's log; the oldest give way."""
@@ -254,6 +276,10 @@ def _events(job: str) -> str:
 
 def _log(job: str) -> str:
     return f"octet:log:{job}"
+
+
+def _wish(job: str) -> str:
+    return f"octet:finish:{job}"
 
 
 def _idempotency(key: str) -> str:

@@ -6,11 +6,25 @@ from dataclasses import dataclass, field
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.domain.jobs import JobState
+from app.domain.jobs import Job, JobState
+from app.domain.names import Reference
 from app.domain.reports import Report
+from app.domain.training import TrainingProgress
 from app.domain.variants import FLOAT32, Variant
 
+MOST_TRAINING = 100
+"""Jobs whose training is shown: each is a few series."""
+
 _VARIANT = ("model", "version", "variant")
+_VERSION = ("model", "version")
+_TRAINING = {
+    "step": "Finished steps of a training.",
+    "steps": "Steps that it was asked for.",
+    "loss": "Mean over its last steps.",
+    "score": "Loss of its held-out rows.",
+    "learning_rate": "Of its last step.",
+    "rows_per_second": "Of all its processes together.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +51,16 @@ def facts_of(variant: Variant, report: Report | None) -> VariantFacts:
     )
 
 
+def training_of(jobs: Iterable[Job]) -> dict[tuple[str, str], TrainingProgress]:
+    """Return where training stands, by model and version; of several jobs on one version, the newest one's."""
+    found: dict[tuple[str, str], TrainingProgress] = {}
+    for job in sorted(jobs, key=lambda job: job.created_at):
+        if job.training_progress is not None and job.model is not None:
+            model = Reference.parse(job.model)
+            found[model.name, str(model.version)] = job.training_progress
+    return found
+
+
 @dataclass(slots=True, kw_only=True)
 class Readings:
     """The last reading: mutable, because it is replaced piece by piece."""
@@ -45,6 +69,7 @@ class Readings:
     queue_depth: int = 0
     jobs: Mapping[JobState, int] = field(default_factory=lambda: dict.fromkeys(JobState, 0))
     variants: tuple[VariantFacts, ...] = ()
+    training: Mapping[tuple[str, str], TrainingProgress] = field(default_factory=dict)
 
 
 class ReadingsCollector(Collector):
@@ -60,7 +85,17 @@ class ReadingsCollector(Collector):
         for state, count in self._readings.jobs.items():
             jobs.add_metric((state,), count)
         yield jobs
+        yield from self._training()
         yield from self._variants()
+
+    def _training(self) -> Iterable[GaugeMetricFamily]:
+        for name, text in _TRAINING.items():
+            family = GaugeMetricFamily(f"octet_training_{name}", text, labels=_VERSION)
+            for labels, progress in self._readings.training.items():
+                value: float | None = getattr(progress, name)
+                if value is not None:
+                    family.add_metric(labels, value)
+            yield family
 
     def _variants(self) -> Iterable[GaugeMetricFamily]:
         size = GaugeMetricFamily("octet_artifact_bytes", "Size of an artifact.", labels=_VARIANT)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from app.domain.evidence import FlippedImage, Histogram, MetricScore
 from app.domain.reports import Report
 from app.domain.variants import FLOAT32
-from app.web import charts, evidence, wording
+from app.web import charts, evidence, training, wording
 from app.web.charts.accuracy import MOST_CLASSES
 from app.web.charts.layers import MOST_LAYERS
 
@@ -46,6 +46,7 @@ def render(report: Report) -> str:
         evidence=evidence,
         wording=wording,
         charts=_charts(report),
+        training=training.chapter(report),
         histograms=_histograms(report.histograms),
         warnings=[finding for finding in report.findings if finding.severity == "warning"],
         flips=_flips(report.gallery),

@@ -169,13 +169,20 @@ async def publish_variant(services: Services, variant: Variant, folder: Path) ->
 
 
 def publish_dataset(
-    api: Api, *, name: str = "rows", array: str = INPUT, row_shape: tuple[int, ...] = (3, 8, 8)
+    api: Api,
+    *,
+    name: str = "rows",
+    array: str = INPUT,
+    row_shape: tuple[int, ...] = (3, 8, 8),
+    rows: int = 10,
+    labels: ArraySpec | None = None,
+    content: bytes = b"bytes",
 ) -> None:
     """Do what an import job does: make the next version of a dataset ready."""
 
     async def publish(services: Services) -> None:
         version = await services.datasets.reserve(name)
-        upload = await _received(services.datasets, name, version)
+        upload = await _received(services.datasets, name, version, content=content)
         await services.datasets.record(upload)
         await services.datasets.publish(
             DatasetManifest(
@@ -183,11 +190,12 @@ def publish_dataset(
                 version=version,
                 format=DatasetFormat.NPZ,
                 upload=upload,
-                rows=10,
+                rows=rows,
                 arrays=(ArraySpec(name=array, dtype="float32", row_shape=row_shape),),
-                labelled=False,
+                labelled=labels is not None,
                 classes=(),
                 imported_at=datetime.now(UTC),
+                labels=labels,
             )
         )
 
@@ -207,9 +215,9 @@ def job_of(api: Api, job: str) -> Job:
     return found
 
 
-async def _received(shelf: Any, name: str, version: int) -> Upload:
+async def _received(shelf: Any, name: str, version: int, *, content: bytes = b"bytes") -> Upload:
     async def chunks() -> AsyncIterator[bytes]:
-        yield b"bytes"
+        yield content
 
     written = await shelf.receive(name, version, file="file.bin", chunks=chunks(), limit=100)
     return Upload(

@@ -64,6 +64,7 @@ EXAMPLES: list[tuple[Any, Any]] = [
     (RoutingState, examples.ROUTING),
     (Job, examples.JOB),
     (JobRequest, examples.QUANTIZE),
+    (JobRequest, examples.TRAIN),
     (JobRequest, examples.EVALUATE),
     (Report, examples.REPORT),
     (PredictAnswer, examples.PREDICTION),

@@ -20,6 +20,19 @@ TAKEN: dict[str, dict[str, Any]] = {
     "dynamic": {"technique": "ptq_dynamic", "toolchain": "ort", "weight_granularity": "per_tensor"},
     "weights": {"technique": "weight_only", "bits": 4, "group_size": 32, "scale_estimation": True},
     "cast": {"technique": "cast", "precision": "float16"},
+    "trained": {
+        "technique": "qat",
+        "weight_bits": 2,
+        "activation_bits": 4,
+        "int8_layers": ["a"],
+        "loss": "feature_distillation",
+        "steps": 100,
+        "optimizer": "sgd",
+        "scales": "observed",
+        "patience": 3,
+        "processes": 2,
+        "compression": "powersgd",
+    },
     "auto": {"technique": "auto"},
     "auto with a budget": {
         "technique": "auto",
@@ -29,13 +42,18 @@ TAKEN: dict[str, dict[str, Any]] = {
 }
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"technique": "magic"}, "'magic': take one of ptq_static, ptq_dynamic, weight_only, cast, auto"),
+    ({"technique": "magic"}, "'magic': take one of ptq_static, ptq_dynamic, weight_only, cast, qat, auto"),
     ({"technique": "cast", "bits": 8}, "unknown field 'bits': take technique, toolchain, precision"),
     ({"technique": "weight_only", "bits": 3}, "weight_only recipe is not valid in 'bits'"),
     ({"technique": "weight_only", "bits": 8, "group_size": 32}, "group_size are for 4-bit weights"),
     ({"technique": "ptq_static", "toolchain": "ort", "smooth_quant": 0.5}, "'ort' has no smooth_quant"),
     ({"technique": "ptq_static", "percentile": 99.9}, "percentile goes with the observer 'percentile'"),
     ({"technique": "ptq_dynamic", "calibration_rows": 3}, "unknown field 'calibration_rows'"),
+    ({"technique": "qat", "lr": 0.1}, "The qat recipe has an unknown field 'lr': take technique, toolchain"),
+    ({"technique": "qat", "loss": "hinge"}, "The qat recipe is not valid in 'loss'"),
+    ({"technique": "qat", "epochs": 1, "steps": 1}, "epochs and steps both say how long to train: leave one out"),
+    ({"technique": "qat", "batch_size": 5000}, "batch_size is 5000: take 1 to 4096"),
+    ({"technique": "qat", "loss": "mse", "teacher": "net"}, "A teacher answers for distillation"),
     ({"technique": "auto", "max_drop": 0.1}, "unknown field 'max_drop'"),
     ({"technique": "auto", "budget": {"drop": 0.1}}, "unknown field 'budget.drop': take metric, max_drop, max_latency"),
     ({"technique": "auto", "budget": {"metric": "kl"}}, "The budget's metric is 'kl': take one of top1"),
@@ -49,7 +67,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def ready(api: Api, tmp_path: Path) -> Api:
     """An imported ONNX model and rows without labels."""
     publish_model(api, tmp_path)
-    publish_dataset(api)
+    publish_dataset(api, rows=100)
     return api
 
 
@@ -132,6 +150,7 @@ def test_openapi_knows_every_field_of_every_technique(api: Api) -> None:
         assert set(schema["properties"]) == {field.name for field in fields(record)}
         assert schema["properties"]["technique"]["enum"] == [technique]
     assert set(schemas["Budget"]["properties"]) == {"metric", "max_drop", "max_latency_ms", "max_size_bytes"}
+    assert "training" in schemas["QuantizeRequest"]["properties"]
     assert schemas["QuantizeRequest"]["properties"]["recipe"]["discriminator"]["propertyName"] == "technique"
 
 

@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 
 from app.api import examples
 from app.domain.evidence import Histogram, Interval, LayerReceipt, Verdict
-from app.domain.recipes import Auto, Cast, PtqStatic, Recipe, WeightOnly
+from app.domain.recipes import Auto, Cast, PtqStatic, Qat, Recipe, WeightOnly
 from app.domain.recipes.summary import summary
 from app.domain.reports import ClassAccuracy, Flips, Report
 from app.report_schema import page, report_schema
@@ -26,6 +26,7 @@ from app.web.charts.layers import MOST_LAYERS
 from app.web.page import content_security_policy, render
 from app.web.svg import Axis, axis_over, element
 from tests.reports import VARIANT, full_report
+from tests.trained import trained_report
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -306,6 +307,14 @@ def test_a_drop_says_its_direction(metric: str, drop: float, text: str) -> None:
         (WeightOnly(bits=4, group_size=64, awq=True), "nncf weight_only, 4 bits, groups of 64, AWQ"),
         (Cast(), "cast, bfloat16"),
         (Auto(), "auto"),
+        (Qat(), "nncf qat"),
+        (Qat(optimizer="sgd"), "nncf qat, SGD"),
+        (Qat(steps=200, weight_bits=4, activation_bits=4), "nncf qat, 4-bit weights, 4-bit activations, 200 steps"),
+        (
+            Qat(epochs=1, patience=2, gradient_clip=None),
+            "nncf qat, 1 epoch, gradients not clipped, patience of 2 looks",
+        ),
+        (Qat(processes=2, compression="int8", held_out=0.2), "nncf qat, 20 % held out, 2 processes, int8 gradients"),
     ],
 )
 def test_a_recipe_is_summed_up(recipe: Recipe, text: str) -> None:
@@ -316,7 +325,7 @@ def test_the_documented_schema_is_the_record_s() -> None:
     assert (DOCS / "report.schema.json").read_text() == page(), "python -m app.report_schema > docs/report.schema.json"
 
 
-@pytest.mark.parametrize("report", [FULL, oldest()], ids=["full", "oldest"])
+@pytest.mark.parametrize("report", [FULL, oldest(), trained_report()], ids=["full", "oldest", "trained"])
 def test_a_report_validates_against_the_schema(report: Report) -> None:
     validator = jsonschema.Draft202012Validator(report_schema())
     validator.check_schema(report_schema())
@@ -337,7 +346,7 @@ def test_every_field_of_a_report_is_explained() -> None:
 
 
 def _evidence_kinds(schema: dict[str, Any]) -> list[str]:
-    recipes = {"PtqStatic", "PtqDynamic", "WeightOnly", "Cast", "Auto"}
+    recipes = {"PtqStatic", "PtqDynamic", "WeightOnly", "Cast", "Qat", "Auto"}
     return [kind for kind in schema["$defs"] if kind not in recipes]
 
 

@@ -36,3 +36,8 @@ def test_what_cannot_fit_is_refused_with_need_limit_and_what_to_raise(
 def test_the_forecast_counts_all_rows_and_never_more_than_the_time_limit() -> None:
     forecast = foresee(LOAD, time_limit_seconds=60)
     assert (forecast.rows, forecast.seconds, forecast.actual_seconds) == (12_300, 60, None)
+
+
+def test_training_is_expected_to_take_longer_by_the_rows_it_goes_through() -> None:
+    more = LOAD.training_seconds(2000) - LOAD.training_seconds(1000)
+    assert more >= 1000 * LOAD.row_seconds

@@ -1,7 +1,7 @@
 """Jobs: ask for work, follow it, call it off."""
 
 from contextlib import AsyncExitStack
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
@@ -28,6 +28,7 @@ _REQUESTS = {
         f"quantize_{name}": {"summary": f"Quantize: {what}", "value": {**examples.QUANTIZE, "recipe": recipe}}
         for name, (what, recipe) in examples.RECIPES.items()
     },
+    "train": {"summary": "Quantize and train", "value": examples.TRAIN},
     "evaluate": {"summary": "Measure a variant on other rows", "value": examples.EVALUATE},
 }
 
@@ -74,6 +75,7 @@ async def _order(services: Services, asked: JobRequest, *, job_id: str, undo: As
             model=asked.model,
             calibration=asked.calibration,
             evaluation=asked.evaluation,
+            training=asked.training,
             recipe=asked.recipe,
             variant=asked.variant,
         )
@@ -121,8 +123,17 @@ async def follow_job(
     status_code=202,
     responses=answers({**examples.JOB, "state": "cancelled"}, status=202, errors=(404, 409, 503)),
 )
-async def cancel_job(found: Found, services: Served) -> Job:
-    """Call a job off: it is final at once, and its worker stops."""
+async def cancel_job(
+    found: Found,
+    services: Served,
+    keep: Annotated[
+        Literal["best"] | None,
+        Query(description="`best` ends the training alone: the best so far is measured and published."),
+    ] = None,
+) -> Job:
+    """Call a job off: it is final at once, and its worker stops. With `keep=best` only its training ends, soon."""
+    if keep is not None:
+        return await submission.ask_to_finish(services, found)
     return await submission.cancel(services, found)
 
 

@@ -30,6 +30,7 @@ _FORM = form_body(
         "model": "The model.",
         "calibration": "Rows that set the ranges.",
         "evaluation": "Rows that score; else rows that calibration left over.",
+        "training": "Rows that train, for a recipe that does; else those that calibrate.",
     },
     required=["model"],
     raw=False,
@@ -44,7 +45,7 @@ _FORM = form_body(
     responses=answers(
         {**examples.JOB, "state": "queued"},
         status=202,
-        errors=(409, 413, 503),
+        errors=(404, 409, 413, 503),
         also={200: {"description": "The artifact.", "content": {"application/onnx": {"example": "(bytes)"}}}},
     ),
     openapi_extra=_FORM,

@@ -17,6 +17,9 @@ class QuantizeRequest(StrictModel):
     model: str = Field(description="`name` or `name:version`.")
     calibration: str | None = Field(None, description="Dataset whose rows set the ranges.")
     evaluation: str | None = Field(None, description="Dataset whose rows score; else rows that calibration left over.")
+    training: str | None = Field(
+        None, description="Dataset whose rows train, for a recipe that does; else those of the calibration dataset."
+    )
     recipe: RecipeField = PtqStatic()
     variant: str | None = Field(None, description="Name to publish under; else the recipe's.")
 

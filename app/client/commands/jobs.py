@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.client import console
+from app.client import console, training_progress
 from app.client.commands.session import AsJson, HtmlFile, JobId, connect, follow, save_page, show_outcome, show_report
 from app.domain.jobs import Job
 
@@ -41,9 +41,16 @@ def follow_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -
 
 
 @app.command()
-def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def cancel(
+    context: typer.Context,
+    job_id: JobId,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="Only end its training: the best so far is measured and published.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Stop a job."""
-    _show(connect(context).cancel(job_id), as_json=as_json)
+    _show(connect(context).cancel(job_id, keep_best=keep_best), as_json=as_json)
 
 
 @app.command()
@@ -78,9 +85,11 @@ def _show(job: Job, *, as_json: bool) -> None:
         "dataset": job.dataset,
         "calibration": job.calibration,
         "evaluation": job.evaluation,
+        "training": job.training,
         "variant": job.variant,
         "done": f"{job.percent:.0f} %",
         "step": job.step,
+        "trained": training_progress.whole(job.training_progress) if job.training_progress else None,
         "attempt": str(job.attempt),
         "error": f"{job.error.code}: {job.error.message}" if job.error else None,
     }

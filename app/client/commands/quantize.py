@@ -8,14 +8,16 @@ import typer
 from app.client import console
 from app.client.commands import recipes
 from app.client.commands.models import LabelsFile, PreprocessingFile, VariantName, read_labels, read_preprocessing
-from app.client.commands.recipes import make_recipe, recipe_options
+from app.client.commands.recipes import make_recipe, recipe_options, technique_for
 from app.client.commands.session import AsJson, HtmlFile, connect, follow, save_page, show_report
+from app.client.commands.uploads import dataset_for
 from app.client.problems import succeeded
 from app.domain.errors import RequestInvalid
 
 app = typer.Typer()
 
-Dataset = Annotated[str | None, typer.Option(metavar="DATASET")]
+_ROWS = "DATASET_OR_FILE"
+Rows = Annotated[str | None, typer.Option(metavar=_ROWS)]
 PublishAs = Annotated[str | None, typer.Option("--variant", help="Name to publish under; default: the recipe's.")]
 RowsFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False)]
 
@@ -25,8 +27,9 @@ def quantize(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="name or name:version")],
     *,
-    calibration: Dataset = None,
-    evaluation: Dataset = None,
+    calibration: Rows = None,
+    evaluation: Rows = None,
+    training: Annotated[str | None, typer.Option(metavar=_ROWS, help="Rows that train; asks for qat.")] = None,
     variant: PublishAs = None,
     technique: recipes.Technique = None,
     toolchain: recipes.Toolchain = None,
@@ -38,6 +41,7 @@ def quantize(
     max_size_bytes: recipes.MaxSize = None,
     time_limit: recipes.TimeLimit = None,
     bits: recipes.Bits = None,
+    activation_bits: recipes.ActivationBits = None,
     rounding: recipes.Rounding = None,
     group_size: recipes.GroupSize = None,
     activations: recipes.Activations = None,
@@ -50,12 +54,31 @@ def quantize(
     calibration_rows: recipes.CalibrationRows = None,
     seed: recipes.Seed = None,
     float_layers: recipes.FloatLayers = None,
+    int8_layers: recipes.Int8Layers = None,
+    loss: recipes.Loss = None,
+    teacher: recipes.Teacher = None,
+    temperature: recipes.Temperature = None,
+    epochs: recipes.Epochs = None,
+    steps: recipes.Steps = None,
+    batch_size: recipes.BatchSize = None,
+    optimizer: recipes.Optimizer = None,
+    learning_rate: recipes.LearningRate = None,
+    schedule: recipes.Schedule = None,
+    scales: recipes.Scales = None,
+    flip: recipes.Flip = None,
+    crop: recipes.Crop = None,
+    held_out: recipes.HeldOut = None,
+    patience: recipes.Patience = None,
+    processes: recipes.TrainingProcesses = None,
+    compression: recipes.Compression = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a variant of an uploaded model, show the progress live, then the report.
 
     A budget asks for a search: octet quantize resnet20 --calibration cifar --max-drop 0.005
+
+    Rows to train on ask for training: octet quantize resnet20 --training cifar --bits 4 --evaluation cifar-test
     """
     options = recipe_options(
         auto=auto,
@@ -71,6 +94,7 @@ def quantize(
         group_size=group_size,
         activations=activations,
         weights=weights,
+        activation_bits=activation_bits,
         activation_granularity=activation_granularity,
         weight_granularity=weight_granularity,
         observer=observer,
@@ -79,9 +103,33 @@ def quantize(
         calibration_rows=calibration_rows,
         seed=seed,
         float_layers=tuple(float_layers) if float_layers else None,
+        int8_layers=tuple(int8_layers) if int8_layers else None,
+        loss=loss,
+        teacher=teacher,
+        temperature=temperature,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        scales=scales,
+        flip=flip,
+        crop=crop,
+        held_out=held_out,
+        patience=patience,
+        processes=processes,
+        compression=compression,
     )
-    octet, made = connect(context), make_recipe(recipe, options)
-    job = octet.quantize(model, recipe=made, calibration=calibration, evaluation=evaluation, variant=variant)
+    octet, made = connect(context), make_recipe(recipe, options, default=technique_for(training))
+    job = octet.quantize(
+        model,
+        recipe=made,
+        calibration=dataset_for(octet, calibration),
+        evaluation=dataset_for(octet, evaluation),
+        training=dataset_for(octet, training),
+        variant=variant,
+    )
     if detach:
         console.print_json(job) if as_json else console.out().print(job.id)
         return
@@ -94,9 +142,12 @@ def quantize_file(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
     *,
-    calibration: Annotated[Path, typer.Option(exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the artifact goes: a file or a folder.")],
+    calibration: RowsFile = None,
     evaluation: RowsFile = None,
+    training: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Rows that train; asks for qat.")
+    ] = None,
     preprocessing: PreprocessingFile = None,
     labels: LabelsFile = None,
     name: Annotated[str | None, typer.Option(help="Name in the catalogue.")] = None,
@@ -120,21 +171,25 @@ def quantize_file(
     )
     if not (output if output.is_dir() else output.absolute().parent).is_dir():
         raise RequestInvalid(f"There is no folder {output.parent} to write {output.name} into: make it first.")
+    made = make_recipe(recipe, options, default=technique_for(training))
+    if calibration is None and training is None and made.needs_calibration:
+        raise RequestInvalid(f"Technique {made.technique} needs rows: name a file with --calibration.")
     octet = connect(context)
     job = octet.quantize_once(
         model,
         calibration=calibration,
         evaluation=evaluation,
-        recipe=make_recipe(recipe, options),
+        training=training,
+        recipe=made,
         preprocessing=read_preprocessing(preprocessing) if preprocessing else None,
         labels=read_labels(labels) if labels else None,
         name=name,
         variant=variant,
     )
     done = succeeded(follow(octet, job))
-    made = f"{done.model}@{done.variant}"
-    console.say(f"{made} is in {octet.download(made, to=output)}.")
-    show_report(octet.report(made), as_json=as_json)
+    found = f"{done.model}@{done.variant}"
+    console.say(f"{found} is in {octet.download(found, to=output)}.")
+    show_report(octet.report(found), as_json=as_json)
 
 
 @app.command()

@@ -10,15 +10,16 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import RecipeInvalid
-from app.domain.recipes import TECHNIQUES, Budget, Recipe
+from app.domain.recipes import TECHNIQUES, Budget, Recipe, StaticQuantization
 
 Symmetry = Literal["symmetric", "asymmetric"]
 Granularity = Literal["per_tensor", "per_channel"]
-_RECIPE, _ROWS, _WEIGHTS, _BUDGET = (
+_RECIPE, _ROWS, _WEIGHTS, _BUDGET, _TRAINING = (
     "Recipe",
     "Rows and layers",
     "Activations and weights",
     "Budget: search for the best",
+    "Training: technique qat",
 )
 BUDGET_FIELDS = frozenset({"metric", "max_drop", "max_latency_ms", "max_size_bytes"})
 
@@ -29,7 +30,10 @@ def _option(*names: str, panel: str, text: str | None = None, least: float | Non
 
 Technique = Annotated[
     str | None,
-    _option(panel=_RECIPE, text=f"One of {', '.join(TECHNIQUES)}; default: ptq_static, or auto with a budget."),
+    _option(
+        panel=_RECIPE,
+        text=f"One of {', '.join(TECHNIQUES)}; default: ptq_static; qat with --training, auto with a budget.",
+    ),
 ]
 Toolchain = Annotated[str | None, _option(panel=_RECIPE, text="With what, such as nncf, ort or torchao.")]
 RecipeFile = Annotated[
@@ -51,13 +55,39 @@ WeightGranularity = Annotated[Granularity | None, _option(panel=_WEIGHTS)]
 Observer = Annotated[Literal["min_max", "percentile", "mse", "entropy"] | None, _option(panel=_WEIGHTS)]
 BiasCorrection = Annotated[Literal["none", "fast", "full"] | None, _option(panel=_WEIGHTS)]
 SmoothQuant = Annotated[float | None, _option(panel=_WEIGHTS, text="Alpha of SmoothQuant, 0 to 1.")]
-Bits = Annotated[int | None, _option(panel=_WEIGHTS, text="Of a weight: 8 or 4.")]
+Bits = Annotated[int | None, _option(panel=_WEIGHTS, text="Of a weight: 8, 4 or 2.")]
+ActivationBits = Annotated[int | None, _option(panel=_WEIGHTS, text="Of an activation: 8 or 4.")]
 GroupSize = Annotated[int | None, _option(panel=_WEIGHTS, text="How many values share a scale.")]
 Rounding = Annotated[Literal["nearest", "gptq", "adaround", "brecq"] | None, _option(panel=_WEIGHTS)]
 CalibrationRows = Annotated[int | None, _option(panel=_ROWS, text="Rows that set the ranges.", least=1)]
 Seed = Annotated[int | None, _option(panel=_ROWS, text="Picks which rows.", least=0)]
 FloatLayers = Annotated[
     list[str] | None, _option("--float-layer", panel=_ROWS, text="A graph node that stays in float; may be repeated.")
+]
+Int8Layers = Annotated[
+    list[str] | None, _option("--int8-layer", panel=_ROWS, text="A graph node that keeps 8 bits; may be repeated.")
+]
+Loss = Annotated[
+    Literal["distillation", "feature_distillation", "cross_entropy", "mse"] | None,
+    _option(panel=_TRAINING, text="The first two, the default among them, need no labels."),
+]
+Teacher = Annotated[str | None, _option(panel=_TRAINING, text="Another model; default: the model's own float32.")]
+Temperature = Annotated[float | None, _option(panel=_TRAINING, text="Of distillation.")]
+Epochs = Annotated[int | None, _option(panel=_TRAINING, text="How long; default: 10.", least=1)]
+Steps = Annotated[int | None, _option(panel=_TRAINING, text="The same in steps.", least=1)]
+BatchSize = Annotated[int | None, _option(panel=_TRAINING, text="Rows of one step.", least=1)]
+Optimizer = Annotated[Literal["adamw", "sgd"] | None, _option(panel=_TRAINING)]
+LearningRate = Annotated[float | None, _option(panel=_TRAINING, text="The highest.")]
+Schedule = Annotated[Literal["cosine", "constant"] | None, _option(panel=_TRAINING)]
+Scales = Annotated[Literal["fixed", "observed", "learned"] | None, _option(panel=_TRAINING)]
+Flip = Annotated[bool | None, _option("--flip", panel=_TRAINING, text="Turn half of the images left to right.")]
+Crop = Annotated[int | None, _option(panel=_TRAINING, text="Shift images by up to so many pixels.", least=0)]
+HeldOut = Annotated[float | None, _option(panel=_TRAINING, text="Share of the rows that choose the best step.")]
+Patience = Annotated[int | None, _option(panel=_TRAINING, text="Looks without a better one that end it.", least=1)]
+TrainingProcesses = Annotated[int | None, _option("--processes", panel=_TRAINING, text="That train together.", least=1)]
+Compression = Annotated[
+    Literal["none", "fp16", "powersgd", "int8"] | None,
+    _option(panel=_TRAINING, text="Of the gradients between processes."),
 ]
 
 
@@ -78,8 +108,16 @@ def recipe_options(*, auto: bool, bits: int | None, **fields_given: object) -> d
     return given
 
 
-def make_recipe(file: Path | None, options: Mapping[str, Any]) -> Recipe:
+def technique_for(training: object) -> str:
+    """Return the technique to take where nothing names one: rows that train ask for training."""
+    return "ptq_static" if training is None else "qat"
+
+
+def make_recipe(file: Path | None, options: Mapping[str, Any], *, default: str = "ptq_static") -> Recipe:
     """Build a recipe; an option that is not None wins over the file.
+
+    Args:
+        default: the technique where nothing tells which.
 
     Raises:
         RecipeInvalid: the technique is unknown, lacks a field that was given, or a value does not fit.
@@ -89,10 +127,10 @@ def make_recipe(file: Path | None, options: Mapping[str, Any]) -> Recipe:
     wanted = {**read, **given}
     if isinstance(given.get("budget"), dict) and isinstance(read.get("budget"), dict):
         wanted["budget"] = {**read["budget"], **given["budget"]}
-    technique = wanted.setdefault("technique", "auto" if "budget" in wanted else "ptq_static")
+    technique = wanted.setdefault("technique", "auto" if "budget" in wanted else default)
     if technique not in TECHNIQUES:
         raise RecipeInvalid(f"Technique {technique!r} is unknown: take one of {', '.join(TECHNIQUES)}.")
-    if technique == "ptq_static" and "bits" in given:
+    if issubclass(TECHNIQUES[technique], StaticQuantization) and "bits" in given:
         wanted["weight_bits"] = wanted.pop("bits")
     kind = TECHNIQUES[technique]
     _check_known(wanted, kind, of=f"Technique {technique}")

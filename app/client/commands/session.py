@@ -11,6 +11,7 @@ from app.client.client import Octet
 from app.client.problems import succeeded
 from app.client.report_table import report_view
 from app.domain.jobs import Job
+from app.domain.recipes import Qat
 from app.domain.reports import Report
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
@@ -37,8 +38,9 @@ def follow(octet: Octet, job: Job) -> Job:
     try:
         return console.show_live(job, changes=octet.follow(job.id))
     except KeyboardInterrupt:
+        best = ", with --keep-best it keeps the best so far" if isinstance(job.recipe, Qat) else ""
         console.say(
-            f"Job {job.id} goes on: `octet jobs follow {job.id}` shows it, `octet jobs cancel {job.id}` stops it."
+            f"Job {job.id} goes on: `octet jobs follow {job.id}` shows it, `octet jobs cancel {job.id}` stops it{best}."
         )
         raise
 

@@ -14,6 +14,7 @@ from app.client.commands.session import follow
 from app.client.problems import succeeded
 from app.client.records import DatasetVersion, ModelVersion
 
+ROWS_SUFFIXES = frozenset({".npz", ".safetensors", ".zip"})
 Version = TypeVar("Version", ModelVersion, DatasetVersion)
 ReadableFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
 UploadName = Annotated[str | None, typer.Option("--name", help="Its name in the catalogue; default: the file's.")]
@@ -30,6 +31,17 @@ def send(
         return uploaded
     succeeded(follow(octet, octet.job(uploaded.import_job)))
     return again(uploaded.reference)
+
+
+def dataset_for(octet: Octet, given: str | None) -> str | None:
+    """Return the dataset that a word names: itself, or, if it names a file of rows, what that was uploaded as."""
+    path = Path(given or "")
+    if given is None or path.suffix not in ROWS_SUFFIXES or not path.is_file():
+        return given
+    name = name_of(path)
+    dataset = send(octet, path, lambda file: octet.upload_dataset(file, name=name), again=octet.dataset, wait=True)
+    console.say(f"{path} is the dataset {dataset.reference} now.")
+    return dataset.reference
 
 
 def name_of(path: Path) -> str:

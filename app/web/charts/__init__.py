@@ -2,11 +2,13 @@
 
 from app.web.charts.accuracy import class_chart, drop_chart, interval_chart
 from app.web.charts.costs import latency_chart, memory_chart, size_chart
+from app.web.charts.curves import agreement_chart, loss_chart, rate_chart
 from app.web.charts.front import front_chart
 from app.web.charts.histograms import histogram_chart
 from app.web.charts.layers import layer_chart, sensitivity_chart
 
 __all__ = [
+    "agreement_chart",
     "class_chart",
     "drop_chart",
     "front_chart",
@@ -14,7 +16,9 @@ __all__ = [
     "interval_chart",
     "latency_chart",
     "layer_chart",
+    "loss_chart",
     "memory_chart",
+    "rate_chart",
     "sensitivity_chart",
     "size_chart",
 ]

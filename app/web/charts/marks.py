@@ -3,6 +3,7 @@
 from markupsafe import Markup
 
 from app.domain.evidence import Interval
+from app.domain.training import PTQ, TRAINED
 from app.domain.variants import FLOAT32
 from app.web.svg import ROW_HEIGHT, Axis, element, joined, percent, titled
 
@@ -11,7 +12,7 @@ MIDDLE = ROW_HEIGHT / 2
 
 def form_kind(form: str) -> str:
     """Return the colour class of a form."""
-    return {FLOAT32: "float32", "bfloat16": "bfloat16"}.get(form, "variant")
+    return {FLOAT32: "float32", "bfloat16": "bfloat16", PTQ: "ptq", TRAINED: "ptq"}.get(form, "variant")
 
 
 def precision_kind(precision: str) -> str:
