@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from app.domain.recipes import PtqStatic, Qat
 from benchmarks.qat import tables
@@ -39,6 +40,9 @@ class Table:
     edges: bool = False
 
 
+IMAGES: dict[str, Any] = {"flip": True, "crop": 4}
+"""How train rows are varied, as the float model's own training did (He et al. 2016, section 4.2)."""
+
 W8A8, DISTILLED = "w8a8", "QAT, distillation"
 
 QUALITY: Mapping[str, Table] = {
@@ -46,7 +50,7 @@ QUALITY: Mapping[str, Table] = {
         title="W8A8, trained on unlabelled rows",
         rows={
             "PTQ": PtqStatic(),
-            DISTILLED: Qat(epochs=20, learning_rate=5e-5),
+            DISTILLED: Qat(epochs=10, **IMAGES),
         },
     ),
     "w4a8": Table(
@@ -55,8 +59,8 @@ QUALITY: Mapping[str, Table] = {
         rows={
             "nearest": PtqStatic(weight_bits=4),
             "learned rounding": PtqStatic(weight_bits=4, rounding="adaround"),
-            "QAT": Qat(weight_bits=4, loss="cross_entropy", epochs=30, learning_rate=1e-4),
-            DISTILLED: Qat(weight_bits=4, epochs=30, learning_rate=1e-4),
+            "QAT": Qat(weight_bits=4, loss="cross_entropy", epochs=8, **IMAGES),
+            DISTILLED: Qat(weight_bits=4, epochs=8, **IMAGES),
         },
     ),
     "w4a4": Table(
@@ -65,8 +69,8 @@ QUALITY: Mapping[str, Table] = {
         rows={
             "nearest": PtqStatic(weight_bits=4, activation_bits=4),
             "learned rounding": PtqStatic(weight_bits=4, activation_bits=4, rounding="adaround"),
-            "QAT": Qat(weight_bits=4, activation_bits=4, loss="cross_entropy", epochs=30, learning_rate=3e-4),
-            DISTILLED: Qat(weight_bits=4, activation_bits=4, epochs=30, learning_rate=3e-4),
+            "QAT": Qat(weight_bits=4, activation_bits=4, loss="cross_entropy", epochs=8, **IMAGES),
+            DISTILLED: Qat(weight_bits=4, activation_bits=4, epochs=8, **IMAGES),
         },
     ),
     "w2a8": Table(
@@ -75,8 +79,8 @@ QUALITY: Mapping[str, Table] = {
         rows={
             "nearest": PtqStatic(weight_bits=2),
             "learned rounding": PtqStatic(weight_bits=2, rounding="adaround"),
-            "QAT": Qat(weight_bits=2, loss="cross_entropy", epochs=60, learning_rate=1e-3),
-            DISTILLED: Qat(weight_bits=2, epochs=60, learning_rate=1e-3),
+            "QAT": Qat(weight_bits=2, loss="cross_entropy", epochs=12, **IMAGES),
+            DISTILLED: Qat(weight_bits=2, epochs=12, **IMAGES),
         },
     ),
 }

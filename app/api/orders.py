@@ -15,6 +15,7 @@ from app.domain.jobs import Job, JobKind
 from app.domain.models import ModelFormat, ModelManifest, ReadyState
 from app.domain.names import check_name
 from app.domain.recipes import FROM_UPLOAD, Auto, Qat, Recipe
+from app.domain.training import check_variant_name
 from app.domain.variants import FLOAT32
 
 
@@ -82,6 +83,8 @@ async def order_quantize(
     )
     after = sources.after()
     check_possible(recipe, sources)
+    if isinstance(recipe, Qat | Auto):
+        check_variant_name(variant)
     if variant is not None:
         await _check_free(services, sources.model, variant)
     return quantize_job(job, sources, recipe=recipe, variant=variant), after

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from app.domain.errors import RecipeInvalid
 from app.domain.evidence import DataUse
 
 Ended = Literal["complete", "early stopping", "stopped on request", "time limit", "diverged"]
@@ -143,3 +144,13 @@ class Training:
     held_out: DataUse
     returned: Returned
     choice: str
+
+
+def check_variant_name(name: str | None) -> None:
+    """Check the name that a trained variant is to have.
+
+    Raises:
+        RecipeInvalid: its report would have two forms of that name.
+    """
+    if name in (PTQ, TRAINED):
+        raise RecipeInvalid(f"In the report of a training {name!r} names another form: take another name.")

@@ -108,6 +108,12 @@ def test_a_technique_that_does_not_train_takes_no_training_rows(ready: Api) -> N
         refused(answer, "recipe_invalid", f"The technique {technique} does not train: leave training out, or take qat.")
 
 
+@pytest.mark.parametrize("name", ["ptq", "trained"])
+def test_a_variant_is_not_called_like_a_form_of_its_report(ready: Api, name: str) -> None:
+    answer = ask(ready, variant=name)
+    refused(answer, "recipe_invalid", f"In the report of a training '{name}' names another form: take another name.")
+
+
 def test_training_needs_rows(ready: Api) -> None:
     refused(ask(ready, training=None), "recipe_invalid", "qat needs rows to train on: send a training dataset")
 

@@ -217,6 +217,17 @@ def test_everything_that_is_stored_in_float_is_trained_but_single_numbers() -> N
     assert sorted(parameter.numel() for parameter in program.floats.parameters()) == [8, 8]
 
 
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_recurrent_layers_are_trained_in_float(kind: str, gates: int) -> None:
+    weights = {"w": drawn(1, 4 * gates, 3), "r": drawn(1, 4 * gates, 4, seed=1), "b": drawn(1, 8 * gates, seed=2)}
+    own = {"linear_before_reset": 1} if kind == "GRU" else {}  # the form that torch has, and exports
+    layer = helper.make_node(kind, ["x", "w", "r", "b"], ["y"], name="recurrent", hidden_size=4, **own)
+    program = program_of(small([layer], inputs={"x": [5, "n", 3]}, outputs={"y": [5, 1, "n", 4]}, weights=weights))
+    program({"x": torch.from_numpy(rows(5, 2, 3))})["y"].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in program.floats.parameters())
+    assert len(program.floats) == 3
+
+
 def test_a_weight_that_two_layers_read_has_one_float_weight_behind_it() -> None:
     case = shared()
     program = program_of(case.quantized(Grids()))

@@ -77,16 +77,19 @@ def test_the_gradient_of_a_scale_is_that_of_lsq(zero: int) -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_every_channel_has_its_gradient() -> None:
+def test_a_weight_s_scale_moves_its_whole_value_and_no_integer() -> None:
     steps = [0.1, 0.25, 0.4, 0.05]
     quantizer = WeightQuantizer(X.clone(), grid(steps, axis=0), scales="learned")
+    integers = quantizer.integers()
     quantizer().backward(PASSED)
     assert quantizer.factor is not None
     assert quantizer.factor.grad is not None
-    scale = torch.tensor(steps)
-    slopes = by_the_paper(X, scale.reshape(-1, 1), 0)
-    expected = scale * (160 * 7) ** -0.5 * (PASSED.double() * slopes).sum(1)
+    expected = (PASSED.double() * integers * torch.tensor(steps).reshape(-1, 1)).sum(1)
     np.testing.assert_allclose(quantizer.factor.grad.numpy(), expected.numpy(), rtol=1e-4)
+    with torch.no_grad():
+        quantizer.factor.mul_(1.5)
+    assert torch.equal(quantizer.integers(), integers)
+    torch.testing.assert_close(quantizer(), integers * 1.5 * torch.tensor(steps).reshape(-1, 1))
 
 
 def test_half_a_batch_counts_like_a_whole_one() -> None:

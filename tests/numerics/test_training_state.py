@@ -24,7 +24,7 @@ JOURNAL = Journal(
     step=7,
     points=[TrainingPoint(step=0, loss=None, learning_rate=0.0, score=0.1, agreement=2 / 3)],
     losses=[0.1 + 0.2, 1e-300, math.inf],
-    first=[math.pi],
+    first=math.pi,
     best_score=math.inf,
     resumed_at=[3],
     ended="early stopping",

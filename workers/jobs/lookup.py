@@ -8,10 +8,10 @@ from app.domain.fit import check_fit
 from app.domain.models import ModelFormat, ModelManifest
 from app.domain.names import Reference
 from app.domain.recipes import FROM_UPLOAD, Auto, LearnsFromRows, Qat, Recipe
+from app.domain.training import check_variant_name
 from app.domain.variants import FLOAT32, Variant
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.rows import Chosen, choose_calibration, choose_evaluation
-from workers.jobs.training.forms import TAKEN
 from workers.jobs.training.rows import check_labels, choose_rows
 
 
@@ -93,8 +93,7 @@ def starts_from_upload(recipe: Recipe) -> bool:
 
 async def _look_up_training(bench: Bench, recipe: Qat, model: ModelManifest, float32: Variant) -> Order:
     job, workshop = bench.job, bench.workshop
-    if job.variant in TAKEN:
-        raise RecipeInvalid(f"In the report of a training {job.variant!r} names another form: take another name.")
+    check_variant_name(job.variant)
 
     async def named(reference: str | None) -> DatasetManifest | None:
         return None if reference is None else await find_dataset(reference, model, workshop)

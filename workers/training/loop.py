@@ -215,8 +215,8 @@ class Trainer:
     def _count(self, loss: float, rate: float) -> None:
         journal = self._journal
         journal.losses.append(loss)
-        if len(journal.first) < JUDGED:
-            journal.first.append(loss)
+        if journal.first is None:
+            journal.first = loss
         journal.recent = [*journal.recent[1 - JUDGED :], loss]
         if journal.step % max(1, math.ceil(2 * self.steps / MOST_POINTS)) == 0 and journal.step not in self._looks():
             self._point(rate, None)
@@ -257,7 +257,7 @@ class Trainer:
         journal = self._journal
         if len(journal.recent) < JUDGED or journal.step <= JUDGED:
             return False
-        usual = max(sum(journal.first) / JUDGED, journal.points[0].score or 0.0)
+        usual = max(journal.first or 0.0, journal.points[0].score or 0.0, self._objective.negligible)
         return sum(journal.recent) / JUDGED > DIVERGED * usual
 
     def _diverged(self, loss: float, rate: float) -> str:
@@ -324,10 +324,12 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _unwritten(steps: list[int], why: str) -> str:
     """Say which checkpoints are missing, in one sentence however many there are."""
-    which = f"The checkpoint at step {steps[0]} was not written"
-    if steps[0] != steps[-1]:
-        which = f"{len(set(steps))} checkpoints, from step {steps[0]} to {steps[-1]}, were not written"
-    return f"{which} ({why}): the newest that was is kept."
+    if steps[0] == steps[-1]:
+        return f"The checkpoint at step {steps[0]} was not written ({why}): the one before it stayed the newest."
+    return (
+        f"{len(set(steps))} checkpoints, from step {steps[0]} to {steps[-1]}, were not written ({why}): the newest one "
+        "beside them is kept."
+    )
 
 
 def _smooth(before: float, now: float) -> float:

@@ -13,6 +13,8 @@ from app.domain.recipes import Qat
 IGNORED = -100
 """A label that counts for nothing."""
 
+NEGLIGIBLE = 0.01
+
 _CLASS_AXES = 2
 _SMALLEST = 1e-12
 
@@ -42,6 +44,11 @@ class Objective:
     recipe: Qat
     outputs: Sequence[str]
     feature: tuple[str, str] | None = None
+
+    @property
+    def negligible(self) -> float:
+        """Return a loss so small that a multiple of it is no harm: nats, or a share of energy; 0 for squared values."""
+        return 0.0 if self.recipe.loss == "mse" else NEGLIGIBLE
 
     @property
     def learned(self) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ TRAINABLE: dict[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
     "LayerNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
 }
 """Which inputs of which operators are parameters where they are stored as float32 in more than one number."""
 

@@ -53,14 +53,18 @@ class Quantizer(nn.Module):
         """Return the scales as they are now, above 0; float32, one element or one per channel."""
         return self.base if self.factor is None else self.base * self.factor.clamp(min=_SMALLEST_FACTOR)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """Return the values of the grid that are nearest."""
-        if self.factor is not None and torch.is_grad_enabled():
-            return self._learning(x)
+    def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return the values of the grid with this scale that are nearest."""
         if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.qmin, self.qmax)
-        axis = self.axis % x.ndim
-        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, axis, self.qmin, self.qmax)
+            return torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, self.qmin, self.qmax)
+        return torch.fake_quantize_per_channel_affine(
+            x, scale, self.zero_point, self.axis % x.ndim, self.qmin, self.qmax
+        )
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the values of the grid that are nearest; a trained scale learns as in LSQ."""
+        learns = self.factor is not None and torch.is_grad_enabled()
+        return self._learning(x) if learns else self.nearest(x, self.scale)
 
     def _learning(self, x: Tensor) -> Tensor:
         shared = max(1, self._features(x) // self.base.numel()) * max(self.qmax, 1)
@@ -82,7 +86,9 @@ class WeightQuantizer(Quantizer):
     """A stored weight: trained in float, used as integers.
 
     It is trained in units of its channel's range: a step of one size then suits channels with small and large weights,
-    which lie orders of magnitude apart once batch normalizations are folded.
+    which lie orders of magnitude apart once batch normalizations are folded. Its scale moves while the integers stay,
+    and the gradient is that of the whole value after the scale. LSQ holds the float weight instead: from learned
+    rounding, where every integer counts, that made the loss of a 4-bit ResNet-20 rise fivefold in 100 steps.
 
     Args:
         weight: the float weight to begin with, in the shape it is stored in.
@@ -98,12 +104,13 @@ class WeightQuantizer(Quantizer):
 
     def forward(self) -> Tensor:
         """Return the weight as the engine will multiply with it."""
-        return self.quantize(self.latent * self.unit)
+        value = self.nearest(self.latent * self.unit, self.base)
+        return value if self.factor is None else value * self._along(self.scale / self.base)
 
     def integers(self) -> Tensor:
         """Return the integers to store, int32, in the weight's shape."""
         weight = self.latent.detach() * self.unit
-        steps = torch.round(weight / self._along(self.scale.detach())) + self._along(self.zero_point)
+        steps = torch.round(weight / self._along(self.base)) + self._along(self.zero_point)
         return steps.clamp(self.qmin, self.qmax).to(torch.int32)
 
     def _along(self, parameter: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Journal:
         unrounded: the quantizers that the engine does not round at.
         step: finished steps; with the seed, the position in the rows.
         losses: since the last point of the curve.
-        first: the first losses, `recent` the newest: what divergence is judged by.
+        first: the first loss, `recent` the newest: what divergence is judged by.
         stale: looks at the held-out rows since the best one.
         seconds: of training, up to this state.
         ended, reason: why it is over, if it is before its last step: who takes it over has nothing to train.
@@ -44,7 +44,7 @@ class Journal:
     step: int = 0
     points: list[TrainingPoint] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
+    first: float | None = None
     recent: list[float] = field(default_factory=list)
     best_step: int = 0
     best_score: float = float("inf")

@@ -20,7 +20,6 @@ MOST_CROP = 64
 LEAST_CHECKPOINT_SECONDS = 1.0
 
 _RATES: dict[str, float] = {"adamw": 1e-4, "sgd": 1e-3}
-_NARROW_TIMES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +37,7 @@ class Qat(StaticQuantization):
         epochs, steps: how long; one of them. None for both is 10 epochs.
         batch_size: rows of one step, of all processes together, 1 to 4,096.
         optimizer: SGD with momentum 0.9, or AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
-        learning_rate: the highest; None is 1e-4 for AdamW and 1e-3 for SGD, ten times as high for fewer than 8 bits,
-            which have farther to go.
+        learning_rate: the highest; None is 1e-4 for AdamW, 1e-3 for SGD.
         weight_decay: 0 to 1.
         schedule: `cosine` falls to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983).
         warmup: share of the steps in which the rate rises from 0, 0 to 0.5.
@@ -88,8 +86,7 @@ class Qat(StaticQuantization):
     def __post_init__(self) -> None:
         StaticQuantization.__post_init__(self)
         if self.learning_rate is None:  # the record always says what was done
-            rate = _RATES[self.optimizer] * (_NARROW_TIMES if self.narrow else 1)
-            object.__setattr__(self, "learning_rate", rate)
+            object.__setattr__(self, "learning_rate", _RATES[self.optimizer])
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
         if self.epochs is not None and self.steps is not None:

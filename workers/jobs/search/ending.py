@@ -6,6 +6,7 @@ from app.domain.errors import BudgetMissed, DatasetUnfit, JobFailure, OutOfTime,
 from app.domain.recipes import Qat
 from app.domain.reports import Report
 from app.domain.search import Search, Trial
+from app.domain.training import PTQ
 from app.domain.variants import FLOAT32, Execution, Variant
 from app.domain.verdicts import judge
 from workers.jobs.bench import Bench
@@ -20,7 +21,6 @@ from workers.jobs.search.hunt import LAST_PERCENT, Ended, Hunt
 from workers.jobs.search.plan import Plan
 from workers.jobs.search.reasons import missed, reason
 from workers.jobs.search.trial import metric_among, place_of
-from workers.jobs.training.forms import PTQ
 from workers.jobs.transforming import Made, bring_float32
 from workers.stages import VARIANT_OUTPUT, Form, TimeResult, TimeSpec, TransformResult
 

@@ -6,9 +6,8 @@ from app.domain.errors import JobFailure
 from app.domain.evidence import MetricScore
 from app.domain.metrics import METRICS
 from app.domain.recipes import Qat
-from app.domain.training import Returned, TrainingOutcome
+from app.domain.training import PTQ, Returned, TrainingOutcome
 from app.domain.verdicts import default_metric
-from workers.jobs.training.forms import PTQ
 from workers.stages import ScoreResult
 
 

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 
 from app.domain.errors import DatasetUnfit, JobFailure, SandboxUnavailable
 from app.domain.recipes import Qat
-from app.domain.training import Training
+from app.domain.training import PTQ, TRAINED, Training
 from workers.jobs.bench import Bench
 from workers.jobs.lookup import Order
 from workers.jobs.proof import Measured, examine, measure
 from workers.jobs.reporting import Evidence
 from workers.jobs.training.choice import Choice, choose, unmeasured
-from workers.jobs.training.forms import PTQ, TRAINED
 from workers.jobs.transforming import Made, Trained
 from workers.stages import Form
 
