@@ -223,7 +223,7 @@ def test_recurrent_layers_are_trained_in_float(kind: str, gates: int) -> None:
     own = {"linear_before_reset": 1} if kind == "GRU" else {}  # the form that torch has, and exports
     layer = helper.make_node(kind, ["x", "w", "r", "b"], ["y"], name="recurrent", hidden_size=4, **own)
     program = program_of(small([layer], inputs={"x": [5, "n", 3]}, outputs={"y": [5, 1, "n", 4]}, weights=weights))
-    program({"x": torch.from_numpy(rows(5, 2, 3))})["y"].square().sum().backward()
+    program({"x": torch.from_numpy(drawn(5, 2, 3))})["y"].square().sum().backward()
     assert all(parameter.grad is not None for parameter in program.floats.parameters())
     assert len(program.floats) == 3
 
