@@ -18,6 +18,10 @@ KEEP_IDEMPOTENCY_SECONDS = 24 * 3600
 CLAIM_SECONDS = 60
 KEEP_WISH_SECONDS = 7 * 24 * 3600
 MOST_EVENTS = 2000
+LEAST_EVENTS = 20
+EVENTS_BYTES = 4 * 2**20
+"""What the events of one job may take in Redis, about: every one of them is the whole job."""
+
 MOST_LOG_LINES = 10_000
 
 MOST_FOLLOWERS = 64
@@ -94,7 +98,8 @@ class LiveJobs:
         keys = (_job(job.id), _events(job.id), _NEWEST, *_STATES)
         record, expiry = _JOB.dump_json(job), KEEP_FINAL_SECONDS if job.state.final else 0
         own = list(JobState).index(job.state) + 1
-        values = (record, job.id, job.created_at.timestamp(), expiry, MOST_EVENTS, KEEP_FINAL_SECONDS, own)
+        events = max(LEAST_EVENTS, min(MOST_EVENTS, EVENTS_BYTES // len(record)))
+        values = (record, job.id, job.created_at.timestamp(), expiry, events, KEEP_FINAL_SECONDS, own)
         with _translated():
             return bool(await self._redis.eval(_SAVE_UNLESS_FINAL, len(keys), *keys, *values))
 

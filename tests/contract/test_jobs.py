@@ -15,7 +15,8 @@ from rq.serializers import JSONSerializer
 
 from app.domain.errors import QueueFull, QueueUnavailable, TooMany
 from app.domain.jobs import Job, JobKind, JobState
-from app.jobs.live import LiveJobs, read_job
+from app.domain.recipes import PtqStatic
+from app.jobs.live import LEAST_EVENTS, LiveJobs, read_job
 from app.jobs.queue import RUN, JobQueue
 from tests.running import Redis
 
@@ -127,6 +128,18 @@ def test_a_follower_sees_every_state_until_the_last(redis: Redis) -> None:
         assert [state.state for _, state in seen] == ["queued", "running", "running", "succeeded"]
         resumed = [event async for event in live.follow(job.id, after=seen[1][0]) if event is not None]
         assert resumed == seen[2:]
+
+    with_live(redis, scenario)
+
+
+def test_the_events_of_a_large_job_take_no_more_memory_than_those_of_a_small_one(redis: Redis) -> None:
+    async def scenario(live: LiveJobs) -> None:
+        names = tuple(f"{number:0200d}" for number in range(1000))
+        job = replace(new_job(), recipe=PtqStatic(float_layers=names)).start(NOW)
+        for percent in range(50):
+            await live.save(replace(job, percent=float(percent)))
+        with BlockingRedis.from_url(redis.url) as client:
+            assert client.xlen(f"octet:events:{job.id}") == LEAST_EVENTS
 
     with_live(redis, scenario)
 
