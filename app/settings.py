@@ -121,7 +121,8 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="Machines that training with several processes is shared out to, the worker's included.",
+        description="Machines that training with several processes is shared out to, the worker's included; the "
+        "network between them has to be private.",
     )
     training_rendezvous: str = Field(
         "127.0.0.1:29400",
@@ -130,7 +131,9 @@ class Settings(BaseSettings):
     )
     job_lost_after_seconds: int = Field(15, ge=5, description="A worker silent for so long has lost its job.")
     allow_unsandboxed: bool = Field(
-        default=False, description="Take `.pt2` files although the kernel cannot confine what they execute."
+        default=False,
+        description="Take `.pt2` files although the kernel cannot confine what they execute, and train in several "
+        "processes although they get no network of their own.",
     )
 
     metrics_dir: Path | None = Field(

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import pytest
 
+from workers import own_network
+
 
 def absent(needed: str) -> NoReturn:
     """Skip with the reason; in continuous integration, where nothing may be lacking, fail."""
@@ -23,3 +25,11 @@ def need_root() -> None:
     """Go on as root alone."""
     if os.geteuid() != 0:
         absent("root")
+
+
+def need_own_network() -> None:
+    """Go on where processes that train together get a network of their own, and a core each for two of them."""
+    if not own_network.available():
+        absent("a kernel that gives a process a network of its own (unshare)")
+    if len(os.sched_getaffinity(0)) == 1:
+        absent("two cores")

@@ -18,6 +18,7 @@ from app.jobs.live import LiveJobs, read_job
 from app.settings import Settings
 from app.telemetry.instruments import Instruments
 from app.telemetry.logs import configure
+from workers import own_network
 from workers.jobs.attempt import attempt, lose
 from workers.jobs.bench import Workshop
 from workers.jobs.scratch import sweep
@@ -91,12 +92,17 @@ async def _in_workshop(job: str, use: Callable[[str, Workshop], Awaitable[None]]
 
 
 def check_sandbox(*, allow_unsandboxed: bool) -> None:
-    """Say what the kernel lacks to confine uploads, and what follows."""
-    missing = missing_protections()
-    if not missing:
-        return
-    consequence = "they are taken all the same (OCTET_ALLOW_UNSANDBOXED)" if allow_unsandboxed else "they are refused"
-    log.warning("this kernel lacks %s, so .pt2 uploads cannot be confined: %s", ", ".join(missing), consequence)
+    """Say what the machine lacks to confine uploads and training, and what follows; before there are threads."""
+    if missing := missing_protections():
+        follows = "they are taken all the same (OCTET_ALLOW_UNSANDBOXED)" if allow_unsandboxed else "they are refused"
+        log.warning("this kernel lacks %s, so .pt2 uploads cannot be confined: %s", ", ".join(missing), follows)
+    if not own_network.available():
+        follows = "it is done all the same (OCTET_ALLOW_UNSANDBOXED)" if allow_unsandboxed else "it is refused"
+        log.warning(
+            "this machine gives no process a network of its own, so training in several processes could reach what "
+            "this worker reaches: %s",
+            follows,
+        )
 
 
 def _observe(instruments: Instruments, redis: Redis, job_id: str, seconds: float) -> None:

@@ -58,6 +58,10 @@ _OWN_FOLDERS = ("fd", "task")
 _RUNNER_CALLS = ("sendmsg", "memfd_create")
 # And what one of several processes of a stage needs: to talk to the others.
 _RANK_CALLS = ("socket", "bind", "listen", "accept", "accept4", "connect", "sendto", "sendmsg")
+# Who starts them starts programs, ends them again, and lets them give up what it has given up itself.
+_LAUNCHER_CALLS = (*_RANK_CALLS, "execve", "fork", "vfork", "clone", "setsid", "kill", "tgkill", "capset")
+# Looking for a library takes programs of the system.
+_PROGRAMS = ("/bin", "/sbin", "/usr/bin", "/usr/sbin")
 
 
 @cache
@@ -104,7 +108,23 @@ def confine(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: fl
         OSError: the kernel refused a measure that it offers.
     """
     _limit_stage(memory_bytes=memory_bytes, scratch_bytes=scratch_bytes, seconds=seconds)
+    _be_first_to_go()
     _shut([(scratch, _SCRATCH)])
+
+
+def confine_launcher(scratch: Path) -> None:
+    """Take every file from this process but the installation's and the scratch folder's, and what ranks never need.
+
+    It may start programs, and what it starts is confined like it, for good, and then itself by `confine_rank`. The
+    process must have no threads yet.
+
+    Raises:
+        OSError: the kernel refused a measure that it offers.
+    """
+    _be_first_to_go()  # what it starts is so, too
+    programs = [*_installed(), *map(Path, (*_SYSTEM, *_PROGRAMS))]
+    files = [(path, _READ | Access.EXECUTE) for path in programs]
+    _shut([*files, (Path("/proc"), _READ), (scratch, _SCRATCH), *_network_cards()], calls=_LAUNCHER_CALLS)
 
 
 def confine_rank(scratch: Path, *, memory_bytes: int, scratch_bytes: int, seconds: float) -> None:
@@ -136,7 +156,6 @@ def _limit_stage(*, memory_bytes: int, scratch_bytes: int, seconds: float) -> No
     )
     # A file that grows too large is an error to report, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _be_first_to_go()
 
 
 def confine_runner(artifact: Path, *, memory_bytes: int) -> tuple[str, ...]:
@@ -188,16 +207,18 @@ def give_up_privileges() -> None:
 
 
 def _installation() -> list[tuple[Path, Access]]:
+    return [
+        *((path, _READ) for path in (*_installed(), *map(Path, _SYSTEM))),
+        (Path("/dev/null"), Access.READ_FILE | Access.WRITE_FILE),
+    ]
+
+
+def _installed() -> list[Path]:
     import app  # noqa: PLC0415 - only to know where it is
     import workers  # noqa: PLC0415
 
     packages = [Path(folder) for package in (app, workers) for folder in package.__path__]
-    installation = [Path(sys.prefix), Path(sys.base_prefix), *packages]
-    readable = [*installation, *map(Path, _SYSTEM)]
-    return [
-        *((path, _READ) for path in readable),
-        (Path("/dev/null"), Access.READ_FILE | Access.WRITE_FILE),
-    ]
+    return [Path(sys.prefix), Path(sys.base_prefix), *packages]
 
 
 def _own_entries() -> list[tuple[Path, Access]]:

@@ -11,6 +11,8 @@ MAX_ENTRIES = 100_000
 MAX_DEPTH = 64
 # Written and removed again counts as well, since a file without a name can be kept by a mapping alone.
 _REWRITES = 4
+STATES = 2
+"""How many states a stage that trains may write beyond one in each of its intervals: at its end, and half of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +35,16 @@ class Limits:
     Attributes:
         memory_bytes: of all its processes on this machine together.
         machines: others that it may train on, too; None for this one alone.
+        state: where a stage that trains writes its state anew and anew, a file of its scratch folder; None for others.
+        state_seconds: how often it may.
     """
 
     memory_bytes: int
     scratch_bytes: int
     seconds: float
     machines: Machines | None = None
+    state: str | None = None
+    state_seconds: float = 1.0
 
     def broken_by(self, pid: int, scratch: Path) -> JobFailure | None:
         """Look at a running stage, all its processes together; None while it keeps to the limits."""
@@ -53,9 +59,20 @@ class Limits:
                 f"The stage was ended because it ran more than {MAX_THREADS:,} threads: use a "
                 "smaller model, or see in the job's log what started them."
             )
-        if sum(map(usage.written_bytes, members)) > _REWRITES * self.scratch_bytes:
+        if sum(map(usage.written_bytes, members)) > self._may_write(pid, scratch):
             return self.out_of_disk()
         return self.broken_on_disk(scratch, unlinked_bytes=sum(map(usage.unlinked_bytes, members)))
+
+    def _may_write(self, pid: int, scratch: Path) -> float:
+        """Return how many bytes a stage may have written by now, what it has removed since included.
+
+        One that trains replaces its state as long as it runs: as large as the one that lies there, as often as it may.
+        """
+        allowed = float(_REWRITES * self.scratch_bytes)
+        if self.state is None:
+            return allowed
+        states = STATES + usage.age_seconds(pid) / max(self.state_seconds, 1.0)
+        return allowed + states * min(usage.file_bytes(scratch / self.state), self.scratch_bytes)
 
     def broken_on_disk(self, scratch: Path, *, unlinked_bytes: int = 0) -> JobFailure | None:
         """Look at what a stage has in its folder; `unlinked_bytes` are files without a name that it holds open."""

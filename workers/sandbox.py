@@ -13,8 +13,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
@@ -31,11 +30,12 @@ from app.domain.errors import (
     WorkerLost,
     job_failure,
 )
-from app.domain.training import TrainingProgress
+from app.domain.training import MOST_STEPS, TrainingProgress
 from workers import usage
 from workers.confinement import ALLOW_UNSANDBOXED, missing_protections
+from workers.family import Family
 from workers.limits import Limits
-from workers.stages import STAGES
+from workers.stages import CHECKPOINT_OUTPUT, STAGES, TrainSpec
 from workers.trees import remove_tree
 
 __all__ = ["Limits", "environment", "missing_protections", "open_output", "output_path", "run_stage"]
@@ -56,7 +56,6 @@ MAX_HINT_CHARS = 200
 MAX_MESSAGE_CHARS = 600
 MAX_STEP_CHARS = 100
 MAX_TEXT_CHARS = 256
-MAX_STEPS = 10**12
 
 _TRAINING = TypeAdapter(TrainingProgress)
 _Said = TypeVar("_Said")
@@ -89,11 +88,14 @@ async def run_stage(
     """
     entry = STAGES[stage]
     scratch = await asyncio.to_thread(_prepare, scratch)
+    if isinstance(spec, TrainSpec):
+        spec = replace(spec, began_at=time.time())
+        limits = replace(limits, state=CHECKPOINT_OUTPUT, state_seconds=spec.state_seconds)
     given = TypeAdapter[Any](entry.spec).dump_json(spec)
     program = _program(getattr(spec, "processes", 1), limits)
     async with _started(stage, scratch, program, limits=limits, allow_unsandboxed=allow_unsandboxed) as child:
         heard = _Heard()
-        guard = asyncio.create_task(_guard(child.process, scratch, limits, on_memory))
+        guard = asyncio.create_task(_guard(child, scratch, limits, on_memory))
         await _all_or_none(
             guard,
             asyncio.create_task(_relay_output(child.output, heard, on_log=on_log, scratch=scratch)),
@@ -172,6 +174,7 @@ class _Heard:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Child:
     process: Process
+    family: Family
     channel: asyncio.StreamReader
     output: asyncio.StreamReader
 
@@ -223,6 +226,12 @@ def _program(processes: int, limits: Limits) -> _Program:
     if processes == 1:
         return _Program(module="workers.stage_child")
     machines = limits.machines
+    cores = len(os.sched_getaffinity(0))
+    if processes > (most := cores * (machines.number if machines else 1)):
+        raise DoesNotFit(
+            f"{processes} processes are more than the {most} cores there are for them, {cores} on each machine: set "
+            f"the recipe's processes to at most {most}."
+        )
     if machines is None:
         return _Program(module="workers.training.launch", arguments=(processes,))
     if processes % machines.number:
@@ -230,7 +239,7 @@ def _program(processes: int, limits: Limits) -> _Program:
             f"{processes} processes cannot be shared evenly by {machines.number} machines (OCTET_TRAINING_NODES): "
             f"set the recipe's processes to a multiple of {machines.number}."
         )
-    place = (machines.rendezvous, machines.number, uuid4().hex, "host")
+    place = (machines.rendezvous, machines.number, uuid4().hex, 0)
     return _Program(module="workers.training.launch", arguments=(processes // machines.number, *place))
 
 
@@ -238,7 +247,7 @@ def _program(processes: int, limits: Limits) -> _Program:
 async def _started(
     stage: str, scratch: Path, program: _Program, *, limits: Limits, allow_unsandboxed: bool
 ) -> AsyncIterator[_Child]:
-    """Start the stage's process; it is gone when this ends, however it ends."""
+    """Start the stage's process; it is gone when this ends, however it ends, with all that it has started."""
     reading, writing = os.pipe()
     arguments = [stage, os.getpid(), writing, limits.memory_bytes, limits.scratch_bytes, limits.seconds]
     try:
@@ -259,13 +268,14 @@ async def _started(
         raise
     finally:
         os.close(writing)
+    family = Family(process.pid)
     channel, transport = await _reader(reading)
     try:
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        yield _Child(process=process, channel=channel, output=process.stdout)
+        yield _Child(process=process, family=family, channel=channel, output=process.stdout)
     finally:
         transport.close()
-        await _end(process)
+        await _end(process, family)
 
 
 async def _reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
@@ -277,12 +287,18 @@ async def _reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTr
     return reader, transport
 
 
-async def _end(process: Process) -> None:
+async def _end(process: Process, family: Family) -> None:
     if process.returncode is None:
+        family.end()
         with suppress(ProcessLookupError):
             process.kill()
     # Shielded: a cancelled job must not leave its child behind.
-    await asyncio.shield(process.wait())
+    await asyncio.shield(_ended(process, family))
+
+
+async def _ended(process: Process, family: Family) -> None:
+    await process.wait()
+    await family.gone()
 
 
 async def _all_or_none(*tasks: asyncio.Task[Any]) -> None:
@@ -305,23 +321,25 @@ async def _tell(process: Process, spec: bytes) -> None:
         return  # it died before it read; how it died is what counts
 
 
-async def _guard(process: Process, scratch: Path, limits: Limits, on_memory: OnMemory | None) -> JobFailure | None:
+async def _guard(child: _Child, scratch: Path, limits: Limits, on_memory: OnMemory | None) -> JobFailure | None:
     """Wait for the process to end; end it and say why if it takes more than it may. Look once more at what it left."""
-    deadline = time.monotonic() + limits.seconds
+    process, deadline = child.process, time.monotonic() + limits.seconds
     while True:
         try:
             await asyncio.wait_for(process.wait(), POLL_SECONDS)
         except TimeoutError:
             pass
         else:
+            await child.family.gone()
             return await asyncio.to_thread(limits.broken_on_disk, scratch)
+        child.family.look()
         if on_memory is not None and (used := usage.of_family(process.pid)) is not None:
             on_memory(used.memory_bytes)
         broken = await asyncio.to_thread(limits.broken_by, process.pid, scratch)
         if broken is None and time.monotonic() > deadline:
             broken = limits.out_of_time()
         if broken is not None:
-            await _end(process)
+            await _end(process, child.family)
             return broken
 
 
@@ -435,18 +453,14 @@ def _progress(message: dict[str, object]) -> tuple[float, str] | None:
 
 def _training(message: dict[str, object]) -> TrainingProgress | None:
     try:
-        said = _TRAINING.validate_json(json.dumps(message.get("training")), strict=True)
+        return _TRAINING.validate_json(json.dumps(message.get("training")), strict=True)
     except ValidationError:
         return None
-    told = (said.learning_rate, said.rows_per_second, said.seconds_left)
-    maybe = [value for value in (said.loss, said.score, said.best_score) if value is not None]
-    sound = all(map(isfinite, (*told, *maybe))) and min(told) >= 0 and 0 <= said.step <= said.steps <= MAX_STEPS
-    return said if sound else None
 
 
 def _checkpoint(message: dict[str, object]) -> int | None:
     step = message.get("checkpoint")
-    return step if type(step) is int and 0 <= step <= MAX_STEPS else None
+    return step if type(step) is int and 0 <= step <= MOST_STEPS else None
 
 
 def _printable(text: str, most: int) -> str:

@@ -197,8 +197,11 @@ class TrainSpec:
         float32: the float32 artifact: the teacher where no other is named.
         training, held_out: rows that train, and rows that choose the step.
         classes: names of the classes, where the labels are classes and have names.
+        values: the answers are real numbers, and no classes even where they look like it.
         checkpoint: the state to go on from; None begins anew.
         seconds: training ends in time for this; a forecast beyond it fails at once.
+        began_at: when the seconds began to count, in seconds since 1970: a process that is started again has no more,
+            nor has one on another machine, whose other clocks began elsewhere. The sandbox sets it; 0 is now.
         memory_bytes: a forecast beyond it fails at once.
     """
 
@@ -209,15 +212,22 @@ class TrainSpec:
     training: RowSource
     held_out: RowSource
     classes: tuple[str, ...] = ()
+    values: bool = False
     teacher: Teacher | None = None
     checkpoint: str | None = None
     seconds: float
+    began_at: float = 0.0
     memory_bytes: int
 
     @property
     def processes(self) -> int:
         """How many processes do it together."""
         return self.recipe.processes
+
+    @property
+    def state_seconds(self) -> float:
+        """How often `out/checkpoint.safetensors` may be written anew."""
+        return self.recipe.checkpoint_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

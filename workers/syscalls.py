@@ -84,7 +84,7 @@ def install(*, allowed: Collection[str] = ()) -> None:
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
     for name, error in _UNKNOWN.items():
         _refuse(rules, name, error=error)
-    for name, arguments in _refused_arguments():
+    for name, arguments in _refused_arguments(allowed):
         _refuse(rules, name, *arguments)
     if "socket" in allowed:
         _refuse_families(rules)
@@ -102,10 +102,12 @@ def _refuse_families(rules: seccomp.SyscallFilter) -> None:
     _refuse(rules, "socket", _is(0, socket.AF_NETLINK), _not_zero(2))
 
 
-def _refused_arguments() -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
+def _refused_arguments(allowed: Collection[str]) -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
     own = os.getpid()
+    # What is started by one that may start programs has to tie itself to it.
+    options = set(_OPTIONS) - {_PR_SET_PDEATHSIG} if "execve" in allowed else _OPTIONS
     anonymous = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
-    return [
+    refused: list[tuple[str, tuple[seccomp.Arg, ...]]] = [
         ("clone", (seccomp.Arg(0, seccomp.MASKED_EQ, _CLONE_THREAD, 0),)),
         ("tgkill", (seccomp.Arg(0, seccomp.NE, own),)),
         # Landlock before its third version does not see a file emptied by opening it for anything but writing.
@@ -120,11 +122,12 @@ def _refused_arguments() -> list[tuple[str, tuple[seccomp.Arg, ...]]]:
         # Its first argument is 0 for one process, its second 0 for the caller.
         ("setpriority", (_not_zero(0),)),
         ("setpriority", (_not_zero(1),)),
-        *(("prctl", (_is(0, option),)) for option in _OPTIONS),
+        *(("prctl", (_is(0, option),)) for option in options),
         # A signal may also be sent by naming another process the owner of a pipe.
         *(("fcntl", (_is(1, command),)) for command in _OWNERSHIP),
         *(("ioctl", (_is(1, command),)) for command in _CONTROLS),
     ]
+    return [(name, arguments) for name, arguments in refused if name not in allowed]
 
 
 # Their first argument is a process, 0 for the caller.

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK_BYTES = 512  # st_blocks counts these, whatever the file system
 _KIB = 1024
+_STARTED = 19  # field 22 of `stat`, of those after the name
 # Page tables too, which grow without a page being owned. Not file pages: the kernel can drop those.
 _MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap", "VmPTE", "HugetlbPages")
 
@@ -119,6 +121,25 @@ def written_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0  # ended, or a kernel that does not count
     return int(dict(line.split(":", 1) for line in text.splitlines()).get("write_bytes", "0"))
+
+
+def age_seconds(pid: int) -> float:
+    """Return how long a process has been running; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    began = int(text.rsplit(")", 1)[1].split()[_STARTED]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+
+
+def file_bytes(path: Path) -> int:
+    """Return what a plain file takes on disk, holes not counted; 0 if there is none, or a link."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return found.st_blocks * _BLOCK_BYTES if stat.S_ISREG(found.st_mode) else 0
 
 
 def _descriptors(pid: int) -> list[Path]:

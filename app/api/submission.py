@@ -11,6 +11,9 @@ from app.domain.errors import IllegalTransition, QueueUnavailable
 from app.domain.jobs import Job, JobState
 from app.domain.recipes import Qat
 
+TRAINING_STEP = "training"
+"""What the name of a job's step begins with as long as it trains."""
+
 _log = logging.getLogger("octet.api")
 
 
@@ -48,8 +51,10 @@ async def cancel(services: Services, job: Job) -> Job:
 async def ask_to_finish(services: Services, job: Job) -> Job:
     """Ask a job that trains to end its training, and to go on with the best so far; return its record as it is.
 
+    One that runs and does not train yet will end its training at the first look.
+
     Raises:
-        IllegalTransition: it does not train, or is not running.
+        IllegalTransition: it does not train, is not running, or is past its training.
     """
     if not isinstance(job.recipe, Qat):
         raise IllegalTransition(f"Job {job.id} does not train, so there is no best to keep: cancel it without keep.")
@@ -57,8 +62,19 @@ async def ask_to_finish(services: Services, job: Job) -> Job:
         raise IllegalTransition(f"Job {job.id} is {job.state} already: only a running job can end its training.")
     if job.state is not JobState.RUNNING:
         raise IllegalTransition(f"Job {job.id} is {job.state} and has trained nothing yet: cancel it without keep.")
+    if _trained(job):
+        raise IllegalTransition(
+            f"Job {job.id} has ended its training already, and what was best in it is being measured: wait for the "
+            "job, or cancel it without keep."
+        )
     await services.live.ask_to_finish(job.id)
     return job
+
+
+def _trained(job: Job) -> bool:
+    """Whether a job that runs is past its training; an attempt begins without progress."""
+    progress = job.training_progress
+    return progress is not None and (progress.step == progress.steps or not job.step.startswith(TRAINING_STEP))
 
 
 async def _withdraw(services: Services, job: Job) -> None:

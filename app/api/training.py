@@ -13,9 +13,8 @@ from app.domain.errors import DatasetUnfit, RecipeInvalid, RequestInvalid, Signa
 from app.domain.metrics import Labels
 from app.domain.models import ModelManifest
 from app.domain.recipes import Qat, Recipe
-from app.domain.tensors import TensorSpec
+from app.domain.teaching import has_labels, pair
 
-_TAKES: dict[str, tuple[Labels, ...]] = {"cross_entropy": ("class", "class_map"), "mse": ("values",)}
 _NEEDS = {"cross_entropy": "labels that are classes", "mse": "labels that are real numbers"}
 _HAS: dict[Labels, str] = {
     "class": "classes",
@@ -75,19 +74,12 @@ def check_teacher(teacher: Entry[ModelManifest], model: Entry[ModelManifest]) ->
     """Check that a teacher can answer the model's rows, and answers what the model does.
 
     Raises:
-        SignatureMismatch: its inputs, its first output or its classes are other ones.
+        SignatureMismatch: its inputs, its outputs or its classes are other ones.
     """
     _check_classes(teacher, model)
     if teacher.manifest is None or model.manifest is None:
         return
-    theirs, ours = teacher.manifest.signature, model.manifest.signature
-    inputs = {spec.name: spec for spec in theirs.inputs}
-    if set(inputs) != {spec.name for spec in ours.inputs} or not all(
-        _alike(inputs[spec.name], spec) for spec in ours.inputs
-    ):
-        raise _unlike(teacher, model, takes="takes", theirs=theirs.inputs, ours=ours.inputs)
-    if not _same_sizes(theirs.outputs[0], ours.outputs[0]):
-        raise _unlike(teacher, model, takes="answers", theirs=theirs.outputs[:1], ours=ours.outputs[:1])
+    pair(teacher.manifest.signature, model.manifest.signature, teacher=_label(teacher), model=_label(model))
 
 
 def _check_apart(training: Entry[DatasetManifest], evaluation: Entry[DatasetManifest]) -> None:
@@ -102,7 +94,7 @@ def _check_apart(training: Entry[DatasetManifest], evaluation: Entry[DatasetMani
 
 
 def _check_labels(recipe: Qat, dataset: DatasetManifest) -> None:
-    if recipe.uses_labels and dataset.label_kind not in _TAKES[recipe.loss]:
+    if not has_labels(recipe, dataset.label_kind):
         raise DatasetUnfit(
             f"The loss {recipe.loss!r} needs {_NEEDS[recipe.loss]}; training dataset {dataset.name!r} has "
             f"{_HAS[dataset.label_kind]}: send others, or take the loss 'distillation', which needs none."
@@ -134,36 +126,6 @@ def _check_classes(teacher: Entry[ModelManifest], model: Entry[ModelManifest]) -
                 f"Teacher {_label(teacher)} has other classes than {_label(model)}: number {index} is "
                 f"{theirs!r}, not {ours!r}: name a teacher with the same classes in the same order."
             )
-
-
-def _alike(teacher: TensorSpec, model: TensorSpec) -> bool:
-    return teacher.dtype == model.dtype and _same_sizes(teacher, model)
-
-
-def _same_sizes(teacher: TensorSpec, model: TensorSpec) -> bool:
-    """Whether two rows have one shape, as far as it is fixed."""
-    return len(teacher.row_shape) == len(model.row_shape) and all(
-        None in (theirs, ours) or theirs == ours
-        for theirs, ours in zip(teacher.row_shape, model.row_shape, strict=True)
-    )
-
-
-def _unlike(
-    teacher: Entry[ModelManifest],
-    model: Entry[ModelManifest],
-    *,
-    takes: str,
-    theirs: tuple[TensorSpec, ...],
-    ours: tuple[TensorSpec, ...],
-) -> SignatureMismatch:
-    return SignatureMismatch(
-        f"Teacher {_label(teacher)} {takes} {_described(theirs)}, but {_label(model)} {takes} {_described(ours)}: name "
-        "a teacher with the same inputs and classes."
-    )
-
-
-def _described(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name[:80]!r} as {spec.describe()}" for spec in specs[:4])
 
 
 def _label(entry: Entry[Manifest]) -> str:

@@ -1,12 +1,13 @@
 """What a training that has not ended keeps in the store: what it began from, and its newest states.
 
 Whoever takes the job over after its worker was lost goes on from there. A state is bytes that a confined process wrote;
-nobody here reads them.
+nobody here reads them. What a later attempt kept is newer, whatever its step: it may have begun anew.
 """
 
 import asyncio
 import hashlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,8 @@ MOST_STATES = 2
 
 _ROOT = "checkpoints"
 _STARTS, _RECORD, _STATE = "starts", "record.json", "state.safetensors"
+_NAME = re.compile(r"\d{6}-\d{15}-[0-9a-f]{16}")
+"""Of a state's folder: attempt, step, and what its hash begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +86,26 @@ class Checkpoints:
     """What the store keeps of one job's training, below `checkpoints/<job>/`: a folder for each state, one for starts.
 
     In each, the record is written last: a reader sees a whole state, or none.
+
+    Args:
+        attempt: the attempt at the job that keeps something.
     """
 
-    def __init__(self, store: Store, job: str) -> None:
+    def __init__(self, store: Store, job: str, *, attempt: int = 1) -> None:
         self._store = store
+        self._attempt = attempt
         self._folder = f"{_ROOT}/{job}"
 
     async def keep(self, step: int, file: BinaryIO, *, starts: tuple[str, ...], limit_bytes: int) -> State:
-        """Store a state and delete all but the newest two.
+        """Store a state and delete all but the newest two, and those that began from something else.
 
         Args:
             file: open at any place; it may grow and change while it is read, which is noticed.
 
         Raises:
             UploadTooLarge: it is larger than `limit_bytes`.
-            StoreUnavailable: the store does not answer, or what was written is not what was read before.
+            StoreUnavailable: the store does not answer, or what was written is not what was read before, or another
+                process stores the same state.
             StoreFull: there is no room; the states before it stay.
         """
         known = await asyncio.to_thread(_hashed, file, limit_bytes)
@@ -108,8 +116,9 @@ class Checkpoints:
         if written != known:
             await self._store.delete(folder)
             raise StoreUnavailable(f"The checkpoint of step {step} changed while it was stored.")
-        await self._store.create(f"{folder}/{_RECORD}", to_json(state))
-        await self._delete_older()
+        if not await self._store.create(f"{folder}/{_RECORD}", to_json(state)) and await self._record(folder) != state:
+            raise StoreUnavailable(f"Another process has stored the checkpoint of step {step}.")
+        await self._delete_older(starts)
         return state
 
     async def fetch(self, to: Path, *, starts: tuple[str, ...]) -> State | None:
@@ -118,35 +127,36 @@ class Checkpoints:
         What lies in the file then is of no use.
 
         Raises:
-            StoreUnavailable: the store does not answer at all.
+            StoreUnavailable: the store does not answer; a state that is lost or damaged gives way to the one before.
             StoreFull: the local disk is full.
         """
         for name in await self._states():
-            state = await self._record(f"{self._folder}/{name}")
+            folder = f"{self._folder}/{name}"
+            state = await self._whole(folder)
             if state is None or state.starts != starts:
                 continue
-            try:
-                copied = await self._store.fetch(f"{self._folder}/{name}/{_STATE}", to)
-            except StoreUnavailable as error:  # deleted meanwhile, or lost
-                log.warning("the checkpoint %s cannot be read: %s", name, error)
-                continue
-            if (copied.sha256, copied.size_bytes) == (state.sha256, state.size_bytes):
+            copied = await self._copied(f"{folder}/{_STATE}", to)
+            if copied == Written(size_bytes=state.size_bytes, sha256=state.sha256):
                 return state
-            log.warning("the checkpoint %s is damaged: the one before is looked for", name)
+            log.warning("the checkpoint %s is lost or damaged: the one before is looked for", name)
         return None
 
     async def keep_starts(self, starts: KeptStarts, files: list[Path]) -> None:
-        """Store the artifacts to begin from, and then what is known of them.
+        """Store the artifacts to begin from in the place of others, and then what is known of them.
 
         Raises:
-            StoreUnavailable: what was written is not what the records say.
+            StoreUnavailable: what was written is not what the records say, or another process stores others.
         """
+        known = await self.starts()
+        if known != starts:
+            await self._store.delete(f"{self._folder}/{_STARTS}")
         for start, path in zip(starts.starts, files, strict=True):
             with path.open("rb") as file:
                 written = await self._store.write_file(self._start_path(start), file)
             if written.sha256 != start.sha256:
                 raise StoreUnavailable("An artifact to begin from changed while it was stored.")
-        await self._store.create(f"{self._folder}/{_STARTS}/{_RECORD}", to_json(starts))
+        if not await self._store.create(f"{self._folder}/{_STARTS}/{_RECORD}", to_json(starts)) and known != starts:
+            raise StoreUnavailable("Another process has stored other artifacts to begin from.")
 
     async def starts(self) -> KeptStarts | None:
         """Return what is known of the artifacts to begin from; None if they are not all there."""
@@ -157,15 +167,10 @@ class Checkpoints:
             log.warning("%s", error)
             return None
 
-    async def fetch_start(self, start: KeptStart, to: Path) -> None:
-        """Copy an artifact to begin from into a local file.
-
-        Raises:
-            StoreUnavailable: it is lost or damaged.
-        """
-        written = await self._store.fetch(self._start_path(start), to)
-        if written.sha256 != start.sha256:
-            raise StoreUnavailable("The store's copy of an artifact to begin from is damaged.")
+    async def fetch_start(self, start: KeptStart, to: Path) -> bool:
+        """Copy an artifact to begin from into a local file; return False if it is lost or damaged."""
+        written = await self._copied(self._start_path(start), to)
+        return written is not None and written.sha256 == start.sha256
 
     async def newest(self) -> datetime | None:
         """Return when something was kept last; None if nothing is there."""
@@ -180,19 +185,39 @@ class Checkpoints:
         except OctetError as error:
             log.warning("%s was not deleted: %s", self._folder, error)
 
-    async def _delete_older(self) -> None:
-        """Delete the states before the newest two, and what is left of uploads broken off before them."""
+    async def _delete_older(self, starts: tuple[str, ...]) -> None:
+        """Delete the states before the newest two, what is left of uploads broken off before them, and what began
+        from something else: nobody will go on from there. A later attempt's are left alone: this one was taken for lost
+        then.
+        """
         whole = 0
         for name in await self._states():
+            if int(name.split("-")[0]) > self._attempt:
+                continue
             folder = f"{self._folder}/{name}"
-            if whole == MOST_STATES:
+            state = await self._whole(folder) if whole < MOST_STATES else None
+            if whole == MOST_STATES or (state is not None and state.starts != starts):
                 await self._store.delete(folder)
-            whole += whole < MOST_STATES and _RECORD in await self._store.files(folder)
+            elif state is not None:
+                whole += 1
 
     async def _states(self) -> list[str]:
-        """Return the names of the folders of states, the newest step first."""
-        names = await self._store.folders(self._folder)
-        return sorted((name for name in names if name != _STARTS), reverse=True)
+        """Return the names of the folders of states, the newest first."""
+        return sorted(filter(_NAME.fullmatch, await self._store.folders(self._folder)), reverse=True)
+
+    async def _whole(self, folder: str) -> State | None:
+        """Return what is known of a state; None if its bytes or its record are not there."""
+        return await self._record(folder) if {_RECORD, _STATE} <= set(await self._store.files(folder)) else None
+
+    async def _copied(self, path: str, to: Path) -> Written | None:
+        """Copy an object into a local file; None if it is not there: that is told apart from a store that is away."""
+        try:
+            return await self._store.fetch(path, to)
+        except StoreUnavailable:
+            folder, name = path.rsplit("/", 1)
+            if name in await self._store.files(folder):
+                raise
+            return None
 
     async def _record(self, folder: str) -> State | None:
         data = await self._store.read(path := f"{folder}/{_RECORD}")
@@ -203,7 +228,7 @@ class Checkpoints:
             return None
 
     def _folder_of(self, state: State) -> str:
-        return f"{self._folder}/{state.step:015d}-{state.sha256[:16]}"
+        return f"{self._folder}/{self._attempt:06d}-{state.step:015d}-{state.sha256[:16]}"
 
     def _start_path(self, start: KeptStart) -> str:
         return f"{self._folder}/{_STARTS}/{start.sha256}.onnx"

@@ -210,11 +210,11 @@ def test_a_teacher_with_another_signature_is_refused(ready: Api, tmp_path: Path,
     refused(ask(ready, recipe={"teacher": "expert"}), "signature_mismatch", f"Teacher expert:1 {words}: name a teacher")
 
 
-def test_a_teacher_with_an_input_of_another_name_is_refused(ready: Api, tmp_path: Path) -> None:
+def test_a_teacher_may_call_its_input_otherwise(ready: Api, tmp_path: Path) -> None:
     graph = conv_classifier()
     graph.graph.input[0].name = graph.graph.node[0].input[0] = "pixels"
     publish_model(ready, tmp_path, name="expert", graph=graph)
-    refused(ask(ready, recipe={"teacher": "expert"}), "signature_mismatch", "takes 'pixels' as float32")
+    assert ask(ready, recipe={"teacher": "expert"}).status_code == 202
 
 
 def test_a_size_that_is_not_fixed_fits_any(ready: Api, tmp_path: Path) -> None:
@@ -382,6 +382,29 @@ def test_a_final_job_keeps_its_end(ready: Api) -> None:
     job = training_job(ready).succeed(NOW, variant="int8")
     save(ready, job)
     assert "is succeeded already: only a running job can end its training" in not_kept(ready, job)
+
+
+@pytest.mark.parametrize(
+    ("step", "finished"), [("measuring latency", 120), ("training: step 300 of 300", 300), ("publishing", 300)]
+)
+def test_a_training_that_is_over_cannot_be_ended(ready: Api, step: str, finished: int) -> None:
+    job = replace(training_job(ready), step=step, training_progress=replace(PROGRESS, step=finished))
+    save(ready, job)
+    assert "has ended its training already" in not_kept(ready, job)
+
+
+@pytest.mark.parametrize("step", ["fetching the model", "making what training begins from"])
+def test_a_training_that_has_not_begun_may_be_ended(ready: Api, step: str) -> None:
+    job = replace(training_job(ready), step=step)
+    save(ready, job)
+    assert ready.client.post(f"/v1/jobs/{job.id}/cancel?keep=best").status_code == 202
+    assert asked_to_finish(ready, job)
+
+
+def test_a_training_that_runs_may_be_ended(ready: Api) -> None:
+    job = replace(training_job(ready), step="training: step 120 of 300", training_progress=PROGRESS)
+    save(ready, job)
+    assert ready.client.post(f"/v1/jobs/{job.id}/cancel?keep=best").status_code == 202
 
 
 def test_nothing_but_the_best_is_kept(ready: Api) -> None:

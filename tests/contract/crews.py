@@ -66,11 +66,20 @@ async def ignore(*_: object) -> None:
     return None
 
 
-async def execute(scratch: Path, source: str, *, processes: int = 2, limits: Limits = LIMITS) -> Any:
+async def execute(
+    scratch: Path, source: str, *, processes: int = 2, limits: Limits = LIMITS, allow_unsandboxed: bool = False
+) -> Any:
     """Execute code in so many processes of one stage."""
     hostile.executing_pt2(scratch / "model.pt2", source)
     spec = Shared(upload="model.pt2", processes=processes)
-    return await run_stage("convert", spec, scratch=scratch, limits=limits, on_progress=ignore, on_log=ignore)
+    return await run_stage(
+        *("convert", spec),
+        scratch=scratch,
+        limits=limits,
+        on_progress=ignore,
+        on_log=ignore,
+        allow_unsandboxed=allow_unsandboxed,
+    )
 
 
 async def started(scratch: Path, running: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], int]:

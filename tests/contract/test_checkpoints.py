@@ -6,6 +6,7 @@ import io
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -33,21 +34,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store" / "checkpoints" / JOB
 
 
-async def keep(store: Store, step: int, *, job: str = JOB) -> State:
+async def keep(store: Store, step: int, *, job: str = JOB, attempt: int = 1, starts: tuple[str, ...] = STARTS) -> State:
     content = io.BytesIO(f"state {step}".encode())
-    return await Checkpoints(store, job).keep(step, content, starts=STARTS, limit_bytes=LIMIT)
+    return await Checkpoints(store, job, attempt=attempt).keep(step, content, starts=starts, limit_bytes=LIMIT)
 
 
-def kept(store: Store, *steps: int) -> None:
+def kept(store: Store, *steps: int, attempt: int = 1, starts: tuple[str, ...] = STARTS) -> None:
     async def run() -> None:
         for step in steps:
-            await keep(store, step)
+            await keep(store, step, attempt=attempt, starts=starts)
 
     asyncio.run(run())
 
 
 def fetched(store: Store, to: Path, *, starts: tuple[str, ...] = STARTS) -> State | None:
     return asyncio.run(Checkpoints(store, JOB).fetch(to, starts=starts))
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in folder.iterdir())
 
 
 def state_of(folder: Path, step: int) -> Path:
@@ -64,7 +69,7 @@ def test_the_newest_state_is_found_again(store: Store, tmp_path: Path) -> None:
 
 def test_only_the_newest_two_are_kept(store: Store, folder: Path) -> None:
     kept(store, 1, 2, 3, 4)
-    assert sorted(int(path.name.split("-")[0]) for path in folder.iterdir()) == [3, 4]
+    assert steps_in(folder) == [3, 4]
 
 
 def test_a_state_whose_upload_was_broken_off_is_not_there(store: Store, folder: Path, tmp_path: Path) -> None:
@@ -105,6 +110,46 @@ def test_what_is_left_of_an_upload_broken_off_crowds_out_no_whole_state(
     assert state.step == 1
 
 
+def test_a_record_without_its_state_crowds_out_no_whole_state(store: Store, folder: Path, tmp_path: Path) -> None:
+    kept(store, 1, 2, 3)
+    for step in (2, 3):
+        (state_of(folder, step) / "state.safetensors").unlink()
+    kept(store, 1)
+    state = fetched(store, tmp_path / "here")
+    assert state is not None
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("starts", [STARTS, ("1" * 64,)])
+def test_an_attempt_that_begins_anew_keeps_its_own_states(
+    starts: tuple[str, ...], store: Store, folder: Path, tmp_path: Path
+) -> None:
+    kept(store, 900, 1000)
+    kept(store, 100, 200, 300, attempt=2, starts=starts)
+    assert steps_in(folder) == [200, 300]
+    state = fetched(store, tmp_path / "here", starts=starts)
+    assert state is not None
+    assert state.step == 300
+
+
+def test_an_attempt_that_was_taken_for_lost_deletes_nothing_of_a_later_one(store: Store, folder: Path) -> None:
+    kept(store, 100, attempt=2, starts=("1" * 64,))
+    kept(store, 900, 1000, 1100)
+    assert steps_in(folder) == [100, 1000, 1100]
+
+
+def test_a_store_that_is_away_is_told_apart_from_a_state_that_is_lost(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> NoReturn:
+        raise StoreUnavailable("The store does not answer.")
+
+    kept(store, 1)
+    monkeypatch.setattr(store, "fetch", away)
+    with pytest.raises(StoreUnavailable):
+        fetched(store, tmp_path / "here")
+
+
 def test_a_state_that_began_from_other_artifacts_is_no_use(store: Store, tmp_path: Path) -> None:
     kept(store, 1)
     assert fetched(store, tmp_path / "here", starts=("1" * 64,)) is None
@@ -131,6 +176,24 @@ def test_a_file_that_changes_while_it_is_stored_leaves_nothing_behind(store: Sto
     with pytest.raises(StoreUnavailable, match="changed while it was stored"):
         asyncio.run(Checkpoints(store, JOB).keep(1, _Changing(b"0" * 900), starts=STARTS, limit_bytes=LIMIT))
     assert not folder.exists()
+
+
+def start_of(path: Path, content: bytes) -> KeptStart:
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return KeptStart(recipe="ort ptq_static", sha256=sha256, execution=Execution(), libraries={}, notes=())
+
+
+def test_other_starts_take_the_place_of_those_before(store: Store, tmp_path: Path) -> None:
+    one, other = (start_of(tmp_path / name, name.encode()) for name in ("one", "other"))
+
+    async def run() -> tuple[KeptStarts | None, bool]:
+        checkpoints = Checkpoints(store, JOB)
+        await checkpoints.keep_starts(KeptStarts(starts=(one,)), [tmp_path / "one"])
+        await checkpoints.keep_starts(KeptStarts(starts=(other,)), [tmp_path / "other"])
+        return await checkpoints.starts(), await checkpoints.fetch_start(one, tmp_path / "here")
+
+    assert asyncio.run(run()) == (KeptStarts(starts=(other,)), False)
 
 
 def test_the_starts_are_there_once_all_of_them_are(store: Store, tmp_path: Path) -> None:

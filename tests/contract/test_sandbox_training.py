@@ -25,17 +25,19 @@ from app.domain.recipes import PtqStatic, Qat
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from tests.contract import crews
-from tests.needs import absent
+from tests.needs import absent, need_own_network
 from workers import usage
 from workers.limits import Machines
 from workers.sandbox import Limits, missing_protections, run_stage
 from workers.stages import VARIANT_OUTPUT, RowSource, Start, TrainResult, TrainSpec, TransformResult, TransformSpec
+from workers.training.join import Member, Order, follow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def protections() -> None:
     if missing := missing_protections():
         absent(f"a kernel with {' and '.join(missing)}")
+    need_own_network()
 
 
 def _told(scratch: Path) -> dict[str, Any]:
@@ -91,9 +93,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-async def _stage(stage: str, spec: object, scratch: Path, **hooks: Any) -> Any:
+async def _stage(stage: str, spec: object, scratch: Path, *, limits: Limits = crews.LIMITS, **hooks: Any) -> Any:
     return await run_stage(
-        stage, spec, scratch=scratch, limits=crews.LIMITS, on_progress=crews.ignore, on_log=crews.ignore, **hooks
+        stage, spec, scratch=scratch, limits=limits, on_progress=crews.ignore, on_log=crews.ignore, **hooks
     )
 
 
@@ -170,16 +172,17 @@ def test_memory_is_counted_over_all_processes(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_stage_leaves_none_of_its_processes(tmp_path: Path) -> None:
-    async def cancel() -> list[int]:
+    async def cancel() -> tuple[list[int], list[int]]:
         task, rank = await crews.started(tmp_path, crews.execute(tmp_path, crews.WAITS))
         held = [os.pidfd_open(pid) for pid in usage.family(_parent(rank))]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return held
+        return held, select.select(held, [], [], 0)[0]
 
-    held = asyncio.run(cancel())
+    held, ended = asyncio.run(cancel())
     assert len(held) == 3
+    assert ended == held
     _assert_ended(held)
 
 
@@ -206,20 +209,56 @@ def _assert_ended(held: list[int]) -> None:
         assert ended
 
 
-def test_two_machines_train_together(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+def test_two_machines_train_together(begun: Path, tmp_path: Path) -> None:
+    endpoint = f"127.0.0.1:{_free_port()}"
     limits = replace(crews.LIMITS, machines=Machines(rendezvous=endpoint, number=2))
-    command = [sys.executable, "-m", "workers.training.join", endpoint, "--scratch", str(tmp_path.parent)]
+    scratch = tmp_path / "job"
+    shutil.copytree(begun, scratch)
+    command = [sys.executable, "-m", "workers.join", endpoint, "--rank", "1", "--scratch", str(tmp_path)]
     with subprocess.Popen(command) as other:
         try:
-            with pytest.raises(StageCrashed, match=r"result\.json"):
-                _run(tmp_path, f"{crews.LEAST_SQUARES}\nos._exit(0)", limits=limits)
+            result: TrainResult = asyncio.run(_stage("train", _spec(steps=8, processes=2), scratch, limits=limits))
         finally:
             other.kill()
-    first, second = _told(tmp_path).values()
-    assert first == second
-    assert first["size"] == 2
+    assert result.outcome.processes == 2
+    assert result.outcome.wire is not None
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stage": "convert"}, "machines that join only train"),
+        ({"processes": 10_000}, "this machine has"),
+        ({"processes": 0}, "this machine has"),
+        ({"machines": 1}, "set --rank"),
+        ({"run": "../x"}, "letters and digits"),
+        ({"scratch": "/etc"}, "there is no folder"),
+        ({"scratch": "a\0b"}, "there is no folder"),
+    ],
+)
+def test_a_machine_that_joins_refuses_an_order_it_cannot_follow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "job").mkdir()
+    order = Order(run="a", stage="train", scratch=str(tmp_path / "job"), processes=1, machines=2, spec="{}")
+    member = Member(endpoint="127.0.0.1:1", node=1, below=tmp_path, limits=crews.LIMITS)
+    assert not follow(replace(order, **change), member)
+    assert says in caplog.text
+
+
+def test_a_machine_that_joins_ends_a_run_at_its_own_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "job" / "tmp").mkdir(parents=True)
+    order = Order(run="a", stage="train", scratch=str(tmp_path / "job"), processes=1, machines=2, spec="{}")
+    limits = replace(crews.LIMITS, seconds=0.5)
+    member = Member(endpoint=f"127.0.0.1:{_free_port()}", node=1, below=tmp_path, limits=limits)
+    assert not follow(order, member)
+    assert "not done after 0.5 seconds" in caplog.text
 
 
 def test_processes_that_machines_cannot_share_are_refused(tmp_path: Path) -> None:
@@ -253,8 +292,6 @@ tell(
 
 
 def test_a_process_among_several_reaches_nothing_but_the_others(tmp_path: Path) -> None:
-    if not _has_own_networks():
-        absent("a kernel that gives a process a network of its own")
     with socket.create_server(("127.0.0.1", 0)) as server:
         source = f"PORT = {server.getsockname()[1]}\n{crews.BEGINNING}{ATTEMPTS}"
         told = _without_claim(tmp_path, source, processes=2)
@@ -262,9 +299,93 @@ def test_a_process_among_several_reaches_nothing_but_the_others(tmp_path: Path) 
         assert {name: outcome for name, outcome in outcomes.items() if not outcome.startswith("failed")} == {}
 
 
-def _has_own_networks() -> bool:
+HOSTILE_BYTES = """
+import base64, time
+from torch._C._distributed_c10d import TCPStore
+payload = b"cposix\\nsystem\\n(Vtouch SCRATCH/ran\\ntR."
+store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+keys = ["torch.rendezvous.octet", "/octet/torchelastic/assigned_ranks/0", "octet/torchelastic/assigned_ranks/0",
+    "octet/torchelastic/role_info/0", "octet/torchelastic/agent/terminal_state/last_member", "attempt 1/rank"]
+for key in keys:
+    store.set(key, payload)
+    store.set(key + "/base64", base64.b64encode(payload))
+store.set(keys[0], base64.b64encode(payload))
+tell(status=open("/proc/self/status").read())
+"""
+
+
+def test_what_a_process_writes_into_the_store_makes_nothing_run(tmp_path: Path) -> None:
+    """Neither at once nor when the processes are started again."""
+    dies = "os._exit(0 if again else 7)"
+    with pytest.raises(StageCrashed, match=r"result\.json"):
+        _run(tmp_path, f"{crews.BEGINNING}{HOSTILE_BYTES.replace('SCRATCH', str(tmp_path))}{dies}")
+    assert {"rank0.1.json", "rank1.1.json"} <= set(_told(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_process_that_starts_the_others_is_confined_too(tmp_path: Path) -> None:
+    async def look() -> str:
+        task, rank = await crews.started(tmp_path, crews.execute(tmp_path, crews.WAITS))
+        status = _status(_parent(rank))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return status
+
+    status = asyncio.run(look())
+    assert "Seccomp:\t2" in status
+    assert "NoNewPrivs:\t1" in status
+    assert "CapEff:\t0000000000000000" in status
+
+
+def _status(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
+CONFINED = """
+import pathlib, socket, subprocess, sys
+from workers.confinement import confine_launcher
+confine_launcher(pathlib.Path(sys.argv[1]))
+subprocess.run([sys.executable, "-c", ""], check=True)
+tried = {"write": lambda: open(sys.argv[2], "w"), "read": lambda: open("/etc/passwd"),
+    "local": lambda: socket.socket(socket.AF_UNIX), "environment": lambda: open("/proc/1/environ").read()}
+for name, attempt in tried.items():
+    try:
+        attempt()
+    except OSError:
+        continue
+    print(name)
+"""
+
+
+def test_who_starts_the_others_may_start_programs_and_leave_the_scratch_folder_in_no_other_way(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    command = [sys.executable, "-c", CONFINED, str(tmp_path / "scratch"), str(tmp_path / "planted")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+@pytest.mark.parametrize("refused", ["'unshare'", "'ioctl', s.Arg(1, s.EQ, 0x8914)"])
+def test_without_a_network_of_their_own_several_processes_are_refused_unless_told_otherwise(
+    tmp_path: Path, refused: str
+) -> None:
+    """Whichever step the kernel denies: to leave the network, or to set a loopback up in the new one."""
+    assert _with_a_step_denied(tmp_path, refused, allow=False) == "sandbox_unavailable"
+    assert _with_a_step_denied(tmp_path, refused, allow=True) == "stage_crashed"
+    assert set(_told(tmp_path)) == {"rank0.0.json", "rank1.0.json"}
+
+
+def _with_a_step_denied(scratch: Path, refused: str, *, allow: bool) -> str:
     script = (
-        "import os\nfrom workers.training.launch import leave_the_network as leave\n"
-        "before = os.readlink('/proc/self/ns/net'); leave()\nprint(os.readlink('/proc/self/ns/net') != before)"
+        "import asyncio, errno, pathlib, sys, pyseccomp as s\n"
+        f"f = s.SyscallFilter(s.ALLOW); f.add_rule(s.ERRNO(errno.EPERM), {refused}); f.load()\n"
+        "from app.domain.errors import JobFailure\nfrom tests.contract import crews\n"
+        "source = crews.BEGINNING + 'tell()\\nos._exit(0)'\n"
+        "run = crews.execute(pathlib.Path(sys.argv[1]), source, allow_unsandboxed=sys.argv[2] == 'True')\n"
+        "try:\n    asyncio.run(run)\nexcept JobFailure as failure:\n    print(failure.code)"
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "True\n"
+    command = [sys.executable, "-c", script, str(scratch), str(allow)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_more_processes_than_cores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFit, match=f"at most {len(os.sched_getaffinity(0))}"):
+        _run(tmp_path, "", processes=len(os.sched_getaffinity(0)) + 1)

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from app.catalogue.shelf import dataset_shelf, model_shelf
 from app.catalogue.store import open_store
 from app.catalogue.variants import Variants
 from app.domain.datasets import DatasetFormat
-from app.domain.errors import ToolchainFailed, UploadUnreadable
+from app.domain.errors import StoreUnavailable, ToolchainFailed, UploadUnreadable
 from app.domain.jobs import Job, JobKind
 from app.domain.training import TrainingProgress
 from app.jobs.live import LiveJobs
@@ -26,6 +28,7 @@ from tests import graphs
 from tests.contract import hostile
 from tests.needs import absent
 from tests.running import Redis, wait_until
+from workers.jobs import patience
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.training.keeping import Keeper
 from workers.jobs.training.stopping import request_stop, stopped_on_request
@@ -54,14 +57,14 @@ from app.domain.training import TrainingProgress
 from workers.stage_child import Teller
 tell = Teller()
 tell(float("nan"), "words")
-tell.tell(TrainingProgress(**{{**{SAID!r}, "loss": float("nan"), "score": float("inf")}}))
+tell.tell(TrainingProgress(**{SAID!r}))
 tell.checkpoint(3)
 """
     command = ["sh", "-c", 'exec "$0" -c "$1" 3>&1', sys.executable, code]
     said = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout.splitlines()
     assert [json.loads(line) for line in said] == [
         {"progress": None, "step": "words"},
-        {"training": {**SAID, "loss": None}},
+        {"training": SAID},
         {"checkpoint": 3},
     ]
     assert b"NaN" not in b"".join(said)
@@ -157,7 +160,25 @@ def keeper_of(bench: Bench) -> tuple[Keeper, Checkpoints]:
     return Keeper(bench, checkpoints, starts=STARTS), checkpoints
 
 
-def test_the_newest_state_is_in_the_store_when_training_has_ended(redis: Redis, tmp_path: Path) -> None:
+async def stored(checkpoints: Checkpoints, to: Path, *, step: int) -> None:
+    """Wait until the state of a step is in the store, and fetch it."""
+    async with asyncio.timeout(30):
+        while True:
+            state = await checkpoints.fetch(to, starts=STARTS)
+            if state is not None and state.step == step:
+                break
+            await asyncio.sleep(0.01)
+
+
+async def logged(bench: Bench, words: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if words in await bench.workshop.live.log(bench.job.id):
+                break
+            await asyncio.sleep(0.01)
+
+
+def test_the_newest_state_comes_to_the_store_while_training_goes_on(redis: Redis, tmp_path: Path) -> None:
     async def use(bench: Bench) -> None:
         keeper, checkpoints = keeper_of(bench)
         async with keeper:
@@ -166,9 +187,8 @@ def test_the_newest_state_is_in_the_store_when_training_has_ended(redis: Redis, 
                 new.write_bytes(f"state {step}".encode())
                 new.rename(bench.scratch / CHECKPOINT_OUTPUT)
                 await keeper.take(step)
-        state = await checkpoints.fetch(tmp_path / "here", starts=STARTS)
-        assert state is not None
-        assert (state.step, (tmp_path / "here").read_bytes()) == (5, b"state 5")
+            await stored(checkpoints, tmp_path / "here", step=5)
+        assert (tmp_path / "here").read_bytes() == b"state 5"
 
     asyncio.run(with_bench(redis, tmp_path, use))
 
@@ -181,8 +201,8 @@ def test_a_link_in_the_place_of_a_state_is_not_followed(redis: Redis, tmp_path: 
         keeper, checkpoints = keeper_of(bench)
         async with keeper:
             await keeper.take(1)
+            await logged(bench, "the checkpoint of step 1 was not stored")
         assert await checkpoints.fetch(tmp_path / "here", starts=STARTS) is None
-        assert "the checkpoint of step 1 was not stored" in await bench.workshop.live.log(bench.job.id)
 
     asyncio.run(with_bench(redis, tmp_path, use))
 
@@ -194,12 +214,12 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_no_training(redis: Redis, t
         async with keeper:
             (tmp_path / "store" / "checkpoints").write_text("in the way")
             await keeper.take(1)
-        assert "the one before it stays" in await bench.workshop.live.log(bench.job.id)
+            await logged(bench, "the one before it stays")
         (tmp_path / "store" / "checkpoints").unlink()
         again, checkpoints = keeper_of(bench)
         async with again:
             await again.take(2)
-        assert await checkpoints.fetch(tmp_path / "here", starts=STARTS) is not None
+            await stored(checkpoints, tmp_path / "here", step=2)
 
     asyncio.run(with_bench(redis, tmp_path, use))
 
@@ -208,6 +228,52 @@ async def fail_within(keeper: Keeper) -> None:
     async with keeper:
         await keeper.take(1)
         raise ToolchainFailed("It diverged at once.")
+
+
+def test_an_upload_under_way_holds_up_the_end_of_no_training(redis: Redis, tmp_path: Path) -> None:
+    class Hangs(Checkpoints):
+        async def keep(self, *_: object, **__: object) -> NoReturn:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    begun = asyncio.Event()
+
+    async def use(bench: Bench) -> None:
+        (bench.scratch / CHECKPOINT_OUTPUT).write_bytes(b"state")
+        async with asyncio.timeout(30), Keeper(bench, Hangs(bench.workshop.store, "1" * 32), starts=STARTS) as keeper:
+            await keeper.take(1)
+            await begun.wait()
+
+    asyncio.run(with_bench(redis, tmp_path, use))
+
+
+def test_an_attempt_is_given_up_where_what_was_left_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the job: another attempt goes on."""
+    calls = 0
+
+    async def away() -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
+        raise StoreUnavailable("The store does not answer.")
+
+    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0)
+    with pytest.raises(patience.AttemptLost, match=r"left cannot be read: The store does not answer\."):
+        asyncio.run(patience.taken_over(away))
+
+
+def test_a_store_that_comes_back_costs_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([StoreUnavailable("The store does not answer."), None])
+
+    async def read() -> str:
+        if (error := next(answers)) is not None:
+            raise error
+        return "state"
+
+    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0)
+    assert asyncio.run(patience.taken_over(read)) == "state"
 
 
 def test_a_training_that_fails_waits_for_no_upload(redis: Redis, tmp_path: Path) -> None:
@@ -227,6 +293,20 @@ def test_a_wish_to_finish_reaches_the_stage(redis: Redis, tmp_path: Path) -> Non
             assert not (bench.scratch / STOP_INPUT).exists()
             await bench.workshop.live.ask_to_finish(bench.job.id)
             await asyncio.to_thread(wait_until, (bench.scratch / STOP_INPUT).exists)
+
+    asyncio.run(with_bench(redis, tmp_path, use))
+
+
+def test_a_wish_to_finish_is_told_until_training_ends(redis: Redis, tmp_path: Path) -> None:
+    """Whatever a stage has put in the file's place at first: a pipe would be waited for."""
+
+    async def use(bench: Bench) -> None:
+        os.mkfifo(bench.scratch / STOP_INPUT)
+        async with stopped_on_request(bench):
+            await bench.workshop.live.ask_to_finish(bench.job.id)
+            await logged(bench, "training could not be told to end, and will be told again")
+            (bench.scratch / STOP_INPUT).unlink()
+            await asyncio.to_thread(wait_until, (bench.scratch / STOP_INPUT).is_file)
 
     asyncio.run(with_bench(redis, tmp_path, use))
 

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,16 +17,17 @@ import torch
 from onnx import helper
 
 from app.domain.datasets import DatasetFormat
-from app.domain.errors import DatasetUnfit, DoesNotFit, ToolchainFailed
+from app.domain.errors import DatasetUnfit, DoesNotFit, OutOfDisk, ToolchainFailed
 from app.domain.recipes import Qat
 from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.training import TrainingProgress
 from tests.graphs import conv_classifier, drawn, rows, small
 from tests.numerics.test_training_batch_norms import uploaded
 from tests.quantized import Array, Arrays, Grids, quantized
+from workers.stage_child import failure_of
 from workers.stages import CHECKPOINT_OUTPUT, STOP_INPUT, RowSource, Start, Teacher, TrainResult, TrainSpec
 from workers.toolchains.prepare import prepare
-from workers.training import state
+from workers.training import loop, stage, state
 from workers.training.stage import train
 
 ROWS, HELD_OUT = 48, 16
@@ -146,6 +148,11 @@ def settings_of_torch_are_given_back() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def every_step_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "WRITING_STRETCH", 0)  # however long it takes
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Material:
     return material(tmp_path / "s", conv_classifier(), {"x": rows(ROWS)}, labels=LABELS)
@@ -263,6 +270,47 @@ def test_the_state_of_another_training_is_none_of_ours(images: Material) -> None
     shutil.move(images.scratch / CHECKPOINT_OUTPUT, images.scratch / "in/state")
     ran = images.run(recipe(), checkpoint="in/state")
     assert ran.outcome.resumed_at == ()
+    (note,) = ran.result.notes
+    assert note.startswith("Training began anew and not from the stored checkpoint: it is of another recipe, ")
+
+
+def test_the_state_of_another_release_is_none_of_ours(images: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.run(recipe())
+    shutil.move(images.scratch / CHECKPOINT_OUTPUT, images.scratch / "in/state")
+    monkeypatch.setattr(stage, "__version__", "0.0.1")
+    assert images.run(recipe(), checkpoint="in/state").outcome.resumed_at == ()
+
+
+def test_who_is_started_again_has_no_more_time_than_is_left(images: Material) -> None:
+    with pytest.raises(DoesNotFit, match="has 0 left for it"):
+        images.run(recipe(), seconds=100.0, began_at=time.time() - 101)
+
+
+def test_a_checkpoint_that_took_long_to_write_makes_the_next_one_wait(
+    images: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "WRITING_STRETCH", 10**9)
+    assert images.run(recipe()).teller.kept == [1, STEPS]
+
+
+@pytest.mark.parametrize("place", [5, 40])
+def test_a_row_that_is_too_large_to_train_with_is_named(place: int, tmp_path: Path) -> None:
+    x = rows(ROWS)
+    plain = material(tmp_path / "s", conv_classifier(), {"x": x}, labels=LABELS)
+    x[place] = 3e38
+    np.savez(tmp_path / "s/in/rows.npz", x=x, labels=LABELS)
+    with pytest.raises(DatasetUnfit, match=f"^Row {place} of the dataset.*so large"):
+        plain.run(recipe())
+
+
+def test_a_label_whose_square_is_no_number_is_named(tmp_path: Path) -> None:
+    labels = np.zeros((ROWS, 4), np.float32)
+    labels[20, 1] = 1e30
+    given = material(tmp_path / "s", conv_classifier(), {"x": rows(ROWS)}, labels=labels)
+    with pytest.raises(
+        DatasetUnfit, match=r"Row 20 of the dataset, one of the training rows.*its label is above 1e\+18"
+    ):
+        given.run(recipe(loss="mse"))
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "noise"])
@@ -305,7 +353,10 @@ def test_a_rate_that_is_far_too_high_gives_the_best_state_back(images: Material)
     outcome = ran.outcome
     assert outcome.ended == "diverged"
     assert f"at step {outcome.steps_done} of 200" in outcome.reason
-    assert f"of step {outcome.best_step}, was taken; a learning_rate below 10 may help" in outcome.reason
+    assert (
+        f"of step {outcome.best_step}, was taken; a tenth of the rate may help, a learning_rate of 1 " in outcome.reason
+    )
+    assert "the mean of 10 steps, over 10 times what it was" in outcome.reason
     scores = [point.score for point in outcome.points if point.score is not None]
     x = {"x": rows(HELD_OUT)}
     wanted = answers((images.scratch / "in/float32.onnx").read_bytes(), x)
@@ -332,20 +383,58 @@ def test_a_gradient_that_is_no_number_ends_training(tmp_path: Path) -> None:
     assert np.isfinite(answers(ran.artifact, {"x": x}, "y")).all()
 
 
-def test_who_asks_to_stop_gets_the_best_so_far(images: Material) -> None:
-    teller = Teller(scratch=images.scratch)
-    teller.at = lambda step: (images.scratch / STOP_INPUT).touch() if step == 4 else None
-    ran = images.run(recipe(), teller=teller)
-    assert (ran.outcome.ended, ran.outcome.steps_done) == ("stopped on request", 5)
-    assert ran.outcome.reason == "Stopped on request after step 5 of 12."
+def error_of(artifact: bytes, narrow: Material) -> float:
+    """Return how far the held-out rows' answers are from the model's own."""
+    x = {"x": rows(HELD_OUT)}
+    wanted = answers((narrow.scratch / "in/float32.onnx").read_bytes(), x)
+    return float(np.square(answers(artifact, x) - wanted).sum())
 
 
-def test_a_time_that_is_up_ends_training_with_the_best_so_far(images: Material, tmp_path: Path) -> None:
+def test_who_asks_to_stop_gets_the_best_so_far(narrow: Material) -> None:
+    """Nobody looked at the held-out rows before: what was learned so far is judged then."""
+    teller = Teller(scratch=narrow.scratch)
+    teller.at = lambda step: (narrow.scratch / STOP_INPUT).touch() if step == 9 else None
+    ran = narrow.run(recipe(**FOUR, looks=1), teller=teller)
+    assert (ran.outcome.ended, ran.outcome.steps_done) == ("stopped on request", 10)
+    assert ran.outcome.reason == "Stopped on request after step 10 of 12."
+    assert ran.outcome.best_step == 10
+    assert [point.step for point in ran.outcome.points] == list(range(11))
+    assert error_of(ran.artifact, narrow) < error_of((narrow.scratch / "in/start0.onnx").read_bytes(), narrow)
+
+
+def test_a_time_that_is_up_ends_training_with_the_best_so_far(narrow: Material, tmp_path: Path) -> None:
     """It has begun, so a forecast does not refuse it."""
-    images.run(recipe(), teller=Teller(scratch=images.scratch, keep=tmp_path))
-    shutil.copy(tmp_path / "2.safetensors", images.scratch / "in/state")
-    outcome = images.run(recipe(), checkpoint="in/state", seconds=0.0).outcome
-    assert (outcome.ended, outcome.reason) == ("time limit", "The time was up after step 3 of 12.")
+    asked = recipe(**FOUR, looks=1)
+    narrow.run(asked, teller=Teller(scratch=narrow.scratch, keep=tmp_path))
+    shutil.copy(tmp_path / "9.safetensors", narrow.scratch / "in/state")
+    ran = narrow.run(asked, checkpoint="in/state", seconds=0.0)
+    assert (ran.outcome.ended, ran.outcome.reason) == ("time limit", "The time was up after step 10 of 12.")
+    assert ran.outcome.best_step == 10
+    assert error_of(ran.artifact, narrow) < error_of((narrow.scratch / "in/start0.onnx").read_bytes(), narrow)
+
+
+def test_the_forecast_stands_beside_what_it_forecast(images: Material) -> None:
+    outcome = images.run(recipe()).outcome
+    assert 0 < outcome.forecast.actual_memory_bytes < 64 * GIBIBYTES
+    assert outcome.forecast.actual_seconds == pytest.approx(outcome.seconds, abs=0.2)  # the loop's, of one attempt
+
+
+def test_rows_that_the_disk_has_no_room_for_end_the_stage_and_not_its_process(images: Material) -> None:
+    with files_up_to(4096), pytest.raises(OSError, match="File too large") as failed:
+        images.run(recipe())
+    failure = failure_of("train", failed.value)
+    assert isinstance(failure, OutOfDisk)
+
+
+def test_what_changes_nothing_on_this_graph_is_noted(images: Material) -> None:
+    (note,) = images.run(recipe(freeze_batch_norm=0.5, steps=2)).result.notes
+    assert note.startswith("freeze_batch_norm changed nothing: the graph has no batch normalization")
+
+
+def test_answers_that_are_values_are_compared_as_values(narrow: Material) -> None:
+    outcome = narrow.run(recipe(**FOUR, steps=30), values=True).outcome
+    assert {point.agreement for point in outcome.points} == {None}
+    assert outcome.points[-1].score < outcome.points[0].score
 
 
 def test_a_forecast_refuses_too_little_time(images: Material) -> None:
@@ -386,6 +475,32 @@ def test_another_teacher_may_call_its_tensors_otherwise(images: Material) -> Non
     outcome = images.run(recipe(teacher="large:2", flip=True), teacher=teacher).outcome
     assert outcome.teacher == "large:2"
     assert outcome.points[0].agreement < 0.9  # it is another model
+
+
+def two_inputs(*names: str) -> tuple[onnx.ModelProto, Signature]:
+    """Return a model of two inputs of one shape, listed in some order, and its signature."""
+    nodes = [
+        helper.make_node("Gemm", ["a", "v"], ["left"], name="left"),
+        helper.make_node("Gemm", ["b", "w"], ["right"], name="right"),
+        helper.make_node("Add", ["left", "right"], ["sum"], name="sum"),
+        helper.make_node("Gemm", ["sum", "u"], ["logits"], name="head"),
+    ]
+    weights = {"v": drawn(8, 16, seed=1), "w": drawn(8, 16, seed=2, scale=3), "u": drawn(16, 4, seed=3)}
+    model = small(nodes, inputs={name: ["n", 8] for name in names}, outputs={"logits": ["n", 4]}, weights=weights)
+    return model, Signature(inputs=tuple(tensor(name, 8) for name in names), outputs=IMAGES.outputs)
+
+
+def test_a_teacher_that_lists_its_inputs_in_another_order_gets_its_own(tmp_path: Path) -> None:
+    model, mine = two_inputs("a", "b")
+    rng = np.random.default_rng(0)
+    inputs: Arrays = {name: rng.normal(0, 1, (ROWS, 8)).astype(np.float32) for name in "ab"}
+    given = material(tmp_path / "s", model, inputs, signature=mine, starts=(Grids(bits=4),))
+    alone = given.run(recipe(weight_bits=4, steps=2)).outcome.points[0]
+    graph, signature = two_inputs("b", "a")
+    onnx.save(graph, given.scratch / "in/teacher.onnx")
+    teacher = Teacher(name="twin:1", artifact="in/teacher.onnx", signature=signature)
+    taught = given.run(recipe(weight_bits=4, steps=2, teacher="twin:1"), teacher=teacher).outcome.points[0]
+    assert (taught.score, taught.agreement) == (pytest.approx(alone.score), alone.agreement)
 
 
 def test_features_can_be_learned(narrow: Material) -> None:
@@ -467,7 +582,8 @@ def test_a_teacher_with_other_outputs_is_refused(images: Material) -> None:
     signature = Signature(inputs=IMAGES.inputs, outputs=(tensor("logits", 5),))
     teacher = Teacher(name="other:1", artifact="in/float32.onnx", signature=signature)
     with pytest.raises(
-        DatasetUnfit, match=r"other:1 has the outputs float32\[N, 5\], but the model has float32\[N, 4\]"
+        DatasetUnfit,
+        match=r"Teacher other:1 answers 'logits' as float32\[N, 5\], but the model answers 'logits' as float32\[N, 4\]",
     ):
         images.run(recipe(teacher="other:1"), teacher=teacher)
 

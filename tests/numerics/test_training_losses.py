@@ -79,11 +79,48 @@ def test_integers_alone_cannot_be_distilled() -> None:
         loss(Qat(), {"best": STUDENT.argmax(1)}, Targets(teacher={"best": TEACHER.argmax(1)}, labels=None))
 
 
-def test_feature_distillation_is_a_share_of_the_features_energy() -> None:
+@pytest.mark.parametrize(
+    "name", ["distillation", "feature_distillation", "cross_entropy", "cross_entropy of maps", "mse"]
+)
+def test_parts_of_a_batch_average_to_the_whole(name: str) -> None:
+    """What processes share is then the batch of one."""
+    maps = name.endswith("maps")
+    answers = torch.randn(6, 5, 3, 3, generator=GENERATOR) if maps else STUDENT
+    labels = torch.randint(0, 5, (6, 3, 3), generator=GENERATOR) if maps else LABELS
+    if maps:
+        labels[0], labels[1:3, 1] = IGNORED, IGNORED
+    wanted = TEACHER * torch.arange(1, 7)[:, None]  # rows of very different energies
+    objective = Qat(loss=name.removesuffix(" of maps"))  # type: ignore[arg-type] # one of them
+
+    def part(places: slice) -> float:
+        given = Targets(
+            teacher={"y": wanted[places], "g": wanted[places]},
+            labels=(wanted if name == "mse" else labels)[places],
+        )
+        return loss(objective, {"y": answers[places], **({} if maps else {"f": STUDENT[places]})}, given)
+
+    assert (part(slice(0, 6, 2)) + part(slice(1, 6, 2))) / 2 == pytest.approx(part(slice(0, 6)), rel=1e-5)
+
+
+def test_values_in_two_axes_are_no_classes() -> None:
+    objective = Objective(recipe=Qat(), outputs=["y"], values=True)
+    given = Targets(teacher={"y": torch.full((2, 3), 2.0)}, labels=None)
+    answers = {"y": torch.full((2, 3), 3.0)}
+    assert float(objective.loss(answers, given)) == pytest.approx(1 / 4)
+    assert objective.agreeing(answers, given) is None
+
+
+def test_a_row_whose_answer_is_about_0_does_not_decide_alone() -> None:
+    objective = Objective(recipe=Qat(), outputs=["y"], values=True)
+    given = Targets(teacher={"y": torch.tensor([[2.0], [0.0]])}, labels=None, typical={"y": 2.0})
+    assert float(objective.loss({"y": torch.tensor([[2.0], [0.5]])}, given)) == pytest.approx(0.25 / 2 / 2)
+
+
+def test_feature_distillation_is_a_share_of_every_row_s_energy() -> None:
     theirs = torch.tensor([[1.0, 2.0], [0.0, -2.0]])
     given = Targets(teacher={"g": theirs}, labels=None)
     found = loss(Qat(loss="feature_distillation"), {"y": STUDENT, "f": theirs + 0.5}, given)
-    assert found == pytest.approx(4 * 0.25 / 9)
+    assert found == pytest.approx((0.25 / 2.5 + 0.25 / 2) / 2)
 
 
 def test_cross_entropy_is_that_of_the_labels() -> None:
@@ -99,7 +136,7 @@ def test_a_place_without_a_label_counts_for_nothing() -> None:
     labels = torch.full((2, 3, 3), IGNORED)
     labels[0, 1, 2] = 4
     found = loss(Qat(loss="cross_entropy"), {"y": maps}, Targets(teacher={}, labels=labels))
-    assert found == pytest.approx(-math.log(softened(maps[0, :, 1, 2].tolist(), 1)[4]), rel=1e-5)
+    assert found == pytest.approx(-math.log(softened(maps[0, :, 1, 2].tolist(), 1)[4]) / labels.numel(), rel=1e-5)
 
 
 def test_a_batch_without_any_label_teaches_nothing() -> None:

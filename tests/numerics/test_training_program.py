@@ -11,11 +11,15 @@ import torch
 from onnx import helper, numpy_helper
 
 from app.domain.errors import ToolchainFailed
-from tests.graphs import Shape, drawn, small
+from app.domain.recipes import Qat
+from tests import graphs
+from tests.graphs import Shape, conv_classifier, drawn, small
 from tests.quantized import Array, Arrays, Grids, answers, quantized
 from workers.training import biases
+from workers.training.losses import Objective
 from workers.training.program import Program
 from workers.training.quantizers import Scales
+from workers.training.starting import Begun, notes_of
 
 node = helper.make_node
 
@@ -331,3 +335,12 @@ def test_a_graph_without_weights_has_nothing_to_train() -> None:
     bare = graph([node("Relu", ["x"], ["y"], name="relu")], {}, {"x": rows(4)}, {"y": ["n", 4]})
     with pytest.raises(ToolchainFailed, match="no parameter that could be trained: its graph stores no weights"):
         program_of(bare.model, "fixed")
+
+
+def test_observed_scales_without_a_place_that_is_rounded_are_noted() -> None:
+    recipe = Qat(scales="observed")
+    for model, count in ((conv_classifier(), 1), (quantized(conv_classifier(), {"x": graphs.rows(8)}), 0)):
+        program = Program(model, latents={}, bounds={}, scales="observed")
+        objective = Objective(recipe=recipe, outputs=program.outputs)
+        notes = notes_of(Begun(place=0, program=program, objective=objective, sha256=""))
+        assert [note.startswith("scales 'observed' changed nothing") for note in notes] == [True] * count

@@ -1,5 +1,10 @@
 """Why a variant that was made is not published all the same."""
 
+from dataclasses import replace
+
+import pytest
+
+from app.domain.errors import LargerThanFloat
 from app.domain.evidence import Receipt
 from app.domain.recipes import Cast, PtqDynamic, PtqStatic, Single
 from app.domain.reports import Kernels
@@ -46,6 +51,9 @@ def test_a_recipe_that_promises_no_int8_is_never_refused_for_float() -> None:
 
 def test_an_artifact_as_large_as_float32_is_refused() -> None:
     same = Artifact(file="a.onnx", size_bytes=100, sha256="0" * 64)
+    with pytest.raises(LargerThanFloat, match="too small to gain from int8"):
+        refusals.check_smaller(same, same, name="int8")
+    refusals.check_smaller(replace(same, size_bytes=99), same, name="int8")
     failure = refusals.larger(same, same, name="int8")
     assert failure is not None
     assert failure.code == "larger_than_float"

@@ -83,7 +83,7 @@ def test_the_loss_chart_rings_the_best_step_and_marks_where_training_was_resumed
 def test_a_loss_that_ran_away_does_not_flatten_the_others() -> None:
     steady = [point(step, None, loss=1.0) for step in range(1, 100)]
     drawn = charts.loss_chart(
-        outcome_of(*steady, point(100, None, loss=1e9), steps_done=100, resumed_at=()), kind="loss"
+        outcome_of(*steady, point(100, None, loss=1e9), steps_done=100, best_step=100, resumed_at=()), kind="loss"
     )
     assert ">1<" in drawn
     assert "e+" not in drawn
@@ -109,7 +109,8 @@ def test_curves_of_nothing_are_empty() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 10_000_000])
 def test_any_number_of_steps_is_drawn(steps: int) -> None:
-    drawn = charts.loss_chart(outcome_of(point(0, 1.0, loss=None), point(steps, 0.0), steps_done=steps), kind="loss")
+    fields = {"steps": steps, "steps_done": steps, "best_step": steps, "resumed_at": ()}
+    drawn = charts.loss_chart(outcome_of(point(0, 1.0, loss=None), point(steps, 0.0), **fields), kind="loss")
     assert "1000.0,220.0" in drawn or steps == 7  # the axis ends at 8
 
 
@@ -137,7 +138,8 @@ def test_what_did_not_happen_is_not_told() -> None:
 
 
 def test_an_early_end_says_why() -> None:
-    told = facts(ended="diverged", reason="The loss rose to ten times the start's.", steps_done=40)
+    early: dict[str, Any] = {"points": (), "steps_done": 40, "best_step": 36, "resumed_at": ()}
+    told = facts(ended="diverged", reason="The loss rose to ten times the start's.", **early)
     assert told["ended"] == "diverged, after 40 of 400 steps: The loss rose to ten times the start's."
 
 

@@ -12,8 +12,9 @@ from app.domain.errors import DatasetUnfit
 from app.domain.recipes import Qat
 from app.domain.tensors import DType, Signature, TensorSpec
 from workers.training.augmentation import augment, image_axes
+from workers.training.labels import labels_of
 from workers.training.losses import IGNORED
-from workers.training.material import Material, labels_of
+from workers.training.material import Material
 from workers.training.rows import Rows, order, picked
 from workers.training.schedule import rate_at
 
@@ -158,7 +159,7 @@ def test_places_that_count_for_nothing_are_told_by_255_or_a_number_below_0() -> 
     labels = np.zeros((16, 2, 2), np.int64)
     labels[0], labels[1], labels[2] = 255, -1, 3
     found = labels_of(rows_of(labels), Qat(loss="cross_entropy"), signature(spec(), output=MAPS), trains=True)
-    assert found[:3, 0, 0].tolist() == [IGNORED, IGNORED, 3]
+    assert found.take(np.arange(3))[:, 0, 0].tolist() == [IGNORED, IGNORED, 3]
 
 
 @pytest.mark.parametrize(
@@ -179,12 +180,26 @@ def test_the_row_of_a_wrong_label_is_counted_in_its_dataset() -> None:
         labels_of(rows_of(labels), Qat(loss="cross_entropy"), signature(spec()), trains=True)
 
 
+def test_a_wrong_label_beyond_the_first_rows_is_found() -> None:
+    labels = np.arange(200) % 4
+    labels[150] = 9
+    given = Rows(inputs={}, axes={}, labels=labels, numbers=tuple(range(1000, 1200)))
+    with pytest.raises(DatasetUnfit, match="Row 1150 is labelled 9"):
+        labels_of(given, Qat(loss="cross_entropy"), signature(spec()), trains=True)
+
+
+def test_an_epoch_s_order_is_drawn_once() -> None:
+    assert order(50, seed=3, epoch=1) is order(50, seed=3, epoch=1)
+    with pytest.raises(ValueError, match="read-only"):
+        order(50, seed=3, epoch=1)[0] = 7
+
+
 def test_held_out_rows_may_have_one_class() -> None:
     found = labels_of(rows_of(np.ones(16, np.int64)), Qat(loss="cross_entropy"), signature(spec()), trains=False)
-    assert found.tolist() == [1] * 16
+    assert found.take(np.arange(16)).tolist() == [1] * 16
 
 
 def test_values_may_leave_out_axes_of_one() -> None:
     wanted = signature(spec(), output=spec(1, name="y"))
     found = labels_of(rows_of(np.arange(16.0)), Qat(loss="mse"), wanted, trains=True)
-    assert found.tolist() == list(range(16))
+    assert found.take(np.arange(16)).tolist() == list(range(16))

@@ -1,12 +1,10 @@
 """One attempt at a job: from `queued` to a final record, whatever happens on the way."""
 
-import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
 
 from app.catalogue.checkpoints import Checkpoints, prune
 from app.catalogue.shelf import fail_upload
@@ -16,7 +14,6 @@ from app.domain.errors import (
     OctetError,
     OutOfDisk,
     QueueUnavailable,
-    Unavailable,
     WorkerLost,
 )
 from app.domain.jobs import Job, JobError, JobKind, JobState
@@ -24,6 +21,7 @@ from app.domain.recipes import Qat
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.evaluate import evaluate
 from workers.jobs.imports import import_upload
+from workers.jobs.patience import AttemptLost, patiently
 from workers.jobs.quantize import quantize
 from workers.jobs.scratch import scratch_folder
 
@@ -36,29 +34,30 @@ KINDS: dict[JobKind, Callable[[Bench], Awaitable[str | None]]] = {
 }
 """What each kind of job does; the answer is the name of the variant it published, if any."""
 
-_PATIENCE_SECONDS = 60
-
-Answer = TypeVar("Answer")
-
 
 async def attempt(job_id: str, workshop: Workshop) -> None:
-    """Run a job once and finish it. A job that is final already, or unknown, is left alone."""
-    job = await _patiently(lambda: workshop.history.get(job_id))
+    """Run a job once and finish it. A job that is final already, or unknown, is left alone.
+
+    Raises:
+        AttemptLost: what an earlier attempt left cannot be read now, so the job is left for another attempt.
+        Unavailable: the store or Redis is away for more than a minute.
+    """
+    job = await patiently(lambda: workshop.history.get(job_id))
     if job is not None:
-        await _patiently(partial(workshop.live.save, job))
+        await patiently(partial(workshop.live.save, job))
         return
-    job = await _patiently(lambda: workshop.live.get(job_id))
+    job = await patiently(lambda: workshop.live.get(job_id))
     if job is None or job.state.final:
         return
     job = job.start(datetime.now(UTC))
-    await _patiently(partial(workshop.live.save, job))
+    await patiently(partial(workshop.live.save, job))
     await _finish(await _run(job, workshop), workshop)
     await prune(workshop.store, workshop.history, now=datetime.now(UTC))
 
 
 async def lose(job_id: str, workshop: Workshop) -> None:
     """Finish a job whose worker was lost too often."""
-    job = await _patiently(lambda: workshop.live.get(job_id))
+    job = await patiently(lambda: workshop.live.get(job_id))
     if job is None or job.state.final:
         return
     message = f"The worker was lost {job.attempt} times while it did this job: it may need more memory than there is."
@@ -72,6 +71,9 @@ async def _run(job: Job, workshop: Workshop) -> Job:
             variant = await KINDS[job.kind](bench)
     except OctetError as error:
         return bench.job.fail(datetime.now(UTC), JobError(code=error.code, message=error.message))
+    except AttemptLost:
+        log.warning("attempt %d at job %s is given up: another may take it over", job.attempt, job.id)
+        raise
     except Exception as error:  # the job's boundary: a bug must not take the worker with it
         log.exception("job %s failed inside Octet", job.id)
         failure = _failure_of(error, job)
@@ -88,30 +90,17 @@ def _failure_of(error: Exception, job: Job) -> JobFailure:
 async def _finish(job: Job, workshop: Workshop) -> None:
     """Write the final record, unless another attempt is under way that may still succeed."""
     if job.state is JobState.FAILED:
-        now = await _patiently(lambda: workshop.live.get(job.id))
+        now = await patiently(lambda: workshop.live.get(job.id))
         if now is not None and now.attempt > job.attempt:
             log.warning("attempt %d at job %s failed, but another is under way", job.attempt, job.id)
             return
     kept_log = await _log_of(job, workshop)
-    final = await _patiently(lambda: workshop.history.finish(job, log=kept_log))
+    final = await patiently(lambda: workshop.history.finish(job, log=kept_log))
     if isinstance(job.recipe, Qat):
         await Checkpoints(workshop.store, job.id).drop()
-    await _patiently(lambda: fail_upload(final, models=workshop.models, datasets=workshop.datasets))
-    await _patiently(lambda: workshop.live.save(final))
-    await _patiently(lambda: workshop.live.drop_log(job.id))
-
-
-async def _patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Try again while the store or Redis is away: a job that did its work should not be lost over it."""
-    deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return await call()
-        except Unavailable as error:
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            log.warning("%s", error)
-        await asyncio.sleep(1)
+    await patiently(lambda: fail_upload(final, models=workshop.models, datasets=workshop.datasets))
+    await patiently(lambda: workshop.live.save(final))
+    await patiently(lambda: workshop.live.drop_log(job.id))
 
 
 async def _log_of(job: Job, workshop: Workshop) -> str:

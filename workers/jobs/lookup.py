@@ -8,6 +8,7 @@ from app.domain.fit import check_fit
 from app.domain.models import ModelFormat, ModelManifest
 from app.domain.names import Reference
 from app.domain.recipes import FROM_UPLOAD, Auto, LearnsFromRows, Qat, Recipe
+from app.domain.teaching import check_batched, pair
 from app.domain.training import check_variant_name
 from app.domain.variants import FLOAT32, Variant
 from workers.jobs.bench import Bench, Workshop
@@ -40,7 +41,8 @@ async def look_up(bench: Bench, recipe: Recipe) -> Order:
 
     Raises:
         RecipeInvalid: the recipe needs rows or an upload that are not there.
-        SignatureMismatch: rows cannot be used with this model.
+        SignatureMismatch: rows, or a teacher, cannot be used with this model.
+        ToolchainFailed: it is to be trained, and takes one row at a time.
     """
     job, workshop = bench.job, bench.workshop
     model = (await workshop.models.resolve(Reference.parse(job.model or ""))).imported()
@@ -94,6 +96,7 @@ def starts_from_upload(recipe: Recipe) -> bool:
 async def _look_up_training(bench: Bench, recipe: Qat, model: ModelManifest, float32: Variant) -> Order:
     job, workshop = bench.job, bench.workshop
     check_variant_name(job.variant)
+    check_batched(float32.signature)
 
     async def named(reference: str | None) -> DatasetManifest | None:
         return None if reference is None else await find_dataset(reference, model, workshop)
@@ -111,16 +114,26 @@ async def _look_up_training(bench: Bench, recipe: Qat, model: ModelManifest, flo
         evaluation=rows.evaluation,
         training=rows.training,
         held_out=rows.held_out,
-        teacher=await find_teacher(recipe, workshop),
+        teacher=await find_teacher(recipe, workshop, float32=float32),
     )
 
 
-async def find_teacher(recipe: Qat, workshop: Workshop) -> Variant | None:
-    """Return the float32 form of the model that a recipe names as the teacher; None where it names none."""
+async def find_teacher(recipe: Qat, workshop: Workshop, *, float32: Variant) -> Variant | None:
+    """Return the float32 form of the model that a recipe names as the teacher; None where it names none.
+
+    Args:
+        float32: of the model that is taught.
+
+    Raises:
+        SignatureMismatch: it takes or answers something else.
+    """
     if recipe.teacher is None:
         return None
-    teacher = (await workshop.models.resolve(Reference.parse(recipe.teacher))).imported()
-    return await workshop.variants.get(teacher.name, teacher.version, FLOAT32)
+    named = (await workshop.models.resolve(Reference.parse(recipe.teacher))).imported()
+    teacher = await workshop.variants.get(named.name, named.version, FLOAT32)
+    labels = (f"{each.model}:{each.version}" for each in (teacher, float32))
+    pair(teacher.signature, float32.signature, teacher=next(labels), model=next(labels))
+    return teacher
 
 
 async def _calibration(bench: Bench, model: ModelManifest, recipe: Recipe) -> Chosen | None:

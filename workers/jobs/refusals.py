@@ -31,6 +31,17 @@ def larger(artifact: Artifact, float32: Artifact, *, name: str) -> JobFailure | 
     )
 
 
+def check_smaller(artifact: Artifact, float32: Artifact, *, name: str) -> None:
+    """Check before more work is spent on it that an artifact is smaller than float32's.
+
+    Raises:
+        LargerThanFloat: it is not.
+    """
+    failure = larger(artifact, float32, name=name)
+    if failure is not None:
+        raise failure
+
+
 def without_int8(recipe: Single, kernels: Kernels) -> JobFailure | None:
     """Refuse an int8 variant of which the engine runs nothing in int8."""
     if not recipe.expects_int8 or kernels.int8_layers:

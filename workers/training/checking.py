@@ -50,9 +50,13 @@ def check_numbers(program: Program, rows: Mapping[str, Tensor]) -> None:
             )
 
 
-def alike(mine: torch.Tensor, theirs: torch.Tensor) -> int:
-    """Return how many rows two forms answer alike: with the same class, or with nearly the same values."""
-    if is_classes(mine):
+def alike(mine: torch.Tensor, theirs: torch.Tensor, *, values: bool) -> int:
+    """Return how many rows two forms answer alike: with the same class, or with nearly the same values.
+
+    Args:
+        values: the answers are real numbers, and no classes even where they look like it.
+    """
+    if is_classes(mine) and not values:
         return int((mine.argmax(1) == theirs.argmax(1)).sum())
     a, b = (each.reshape(len(each), -1).double() for each in (mine, theirs))
     return int(((a - b).norm(dim=1) <= _SAME * b.norm(dim=1)).sum())

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from app.domain.recipes.qat import Compression
@@ -86,15 +87,23 @@ class Alone:
         """Do nothing: nobody is left."""
 
 
+def _meet() -> None:
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is None:
+        dist.init_process_group("gloo")
+        return
+    # One store serves all attempts, and keeps the addresses of processes that are gone: each has keys of its own.
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    own = PrefixStore(f"attempt {attempt}", store)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=size)
+
+
 class Together:
-    """One of several processes that `torchrun` started: gloo carries tensors of the CPU, nccl those of GPUs."""
+    """One of several processes that `torchrun` started: they train on the CPU, and gloo carries their tensors."""
 
     def __init__(self, *, compression: Compression) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl")
-        else:
-            dist.init_process_group("gloo")
+        _meet()
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._compression: Compression = compression
@@ -136,6 +145,6 @@ class Together:
         dist.destroy_process_group()
 
     def _gathered(self, mine: torch.Tensor) -> list[torch.Tensor]:
-        found = [torch.empty_like(mine, device="cpu") for _ in range(self.size)]
-        dist.all_gather(found, mine.detach().cpu().contiguous())
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine.detach().contiguous())
         return found

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -10,6 +10,7 @@ from app.domain.errors import DoesNotFit
 from workers.stages import TrainSpec
 from workers.training.loop import Trainer
 from workers.training.material import Material
+from workers.training.memory import held_bytes
 from workers.training.program import Program
 
 _FEW, _MORE = 2, 4
@@ -24,7 +25,7 @@ _COPIES = 7
 class Needs:
     """
     Attributes:
-        memory_bytes: resident, of the largest process.
+        memory_bytes: of the largest process, mapped files aside.
         seconds: of all steps and looks that are left.
     """
 
@@ -43,7 +44,7 @@ def check_memory(trainer: Trainer, program: Program, material: Material, spec: T
     rows = -(-spec.recipe.batch_size // size)
     activations = max(0.0, few - per_row * _FEW) + per_row * rows
     stored = sum(each.numel() * each.element_size() for each in program.parameters())
-    needed = int(resident_bytes() + _TRANSIENT * activations + _COPIES * stored)
+    needed = int(held_bytes() + _TRANSIENT * activations + _COPIES * stored)
     if needed * size > spec.memory_bytes:
         raise DoesNotFit(
             f"Training would need about {needed * size:,} bytes of memory and may take {spec.memory_bytes:,} "
@@ -67,32 +68,14 @@ def check_time(trainer: Trainer, spec: TrainSpec, *, done: int, look_seconds: fl
         trainer.rehearse(trainer.part(0))
         times.append(time.monotonic() - began)
     left = max(0, trainer.steps - done)
-    seconds = left * min(times) + spec.recipe.looks * (left / max(1, trainer.steps)) * look_seconds
-    if seconds > spec.seconds and not done:
-        per_step = min(times)
+    per_step, room = median(times), trainer.seconds_left
+    seconds = left * per_step + spec.recipe.looks * (left / max(1, trainer.steps)) * look_seconds
+    if seconds > room and not done:
         raise DoesNotFit(
             f"Training would take about {seconds:.0f} seconds for {left} steps of {per_step:.2f} s, and the job has "
-            f"{max(0.0, spec.seconds):.0f} left for it (OCTET_JOB_TIMEOUT_SECONDS): take fewer epochs or steps."
+            f"{room:.0f} left for it (OCTET_JOB_TIMEOUT_SECONDS): take fewer epochs or steps."
         )
     return seconds
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Return the most resident memory that this process has had."""
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return 0
 
 
 def _kept_bytes(trainer: Trainer, material: Material, rows: int) -> int:

@@ -93,7 +93,7 @@ class Int8(_Counted):
     def __call__(self, bucket: GradBucket) -> Future[torch.Tensor]:
         flat = bucket.buffer()
         if (error := self._errors.get(bucket.index())) is not None:
-            flat.add_(error.to(flat.device))
+            flat.add_(error)
         lengths = [part.numel() for part in bucket.gradients()]
         packed = _packed(flat, lengths)
         self._errors[bucket.index()] = flat - _unpacked(packed, lengths)
@@ -133,7 +133,7 @@ def _unpacked(packed: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    return torch.repeat_interleave(scales, torch.tensor(lengths, device=scales.device))
+    return torch.repeat_interleave(scales, torch.tensor(lengths))
 
 
 class PowerSgd(_Counted):
@@ -149,10 +149,7 @@ class PowerSgd(_Counted):
         )
 
     def __call__(self, bucket: GradBucket) -> Future[torch.Tensor]:
-        inner, index, device = self._inner, bucket.index(), bucket.buffer().device
-        for kept in (inner.error_dict, inner.p_memory_dict, inner.q_memory_dict):
-            if index in kept:
-                kept[index] = kept[index].to(device)  # a checkpoint's are the CPU's
+        inner = self._inner
         compresses, before = inner.iter >= POWERSGD_FROM, inner.total_numel_after_compression
         done = powerSGD_hook(inner, cast(GradBucket, _WithoutScalars(bucket)))
         # It asks for further collectives when the first is done: gloo has no order among those of several buckets.

@@ -1,29 +1,30 @@
-"""`python -m workers.training.join host:port --scratch folder`: trains along with a worker on another machine.
+"""What a machine does that trains along with a worker on another one: waits for its orders, and follows them.
 
-Waits for that worker's next training, runs its part of the processes here, and waits again. The folder is the worker's
-scratch folder, shared between the machines at the same path. Knows neither store nor queue.
+An order is a claim of whoever listens at the other end: it says what to train, never what that may take here.
 """
 
-import argparse
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 from torch._C._distributed_c10d import TCPStore
-from torch.distributed import DistError
 
 from workers.limits import Limits
 from workers.sandbox import environment
 
 ORDER = "octet/order"
 ORDER_SECONDS = 5.0
+STAGE = "train"
+MOST_MACHINES = 64
+_RUN_CHARS = 32
 _LOOK_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Order:
 
     Attributes:
         run: a name of the run, never the same twice.
+        stage: `train`, for no other is followed.
         scratch: the job's scratch folder.
         processes: on each machine.
         spec: the stage's record, as JSON.
@@ -43,37 +45,54 @@ class Order:
     run: str
     stage: str
     scratch: str
-    memory_bytes: int
-    scratch_bytes: int
-    seconds: float
     processes: int
     machines: int
     spec: str
 
 
-def publish(order: Order, endpoint: str) -> TCPStore:
-    """Tell the other machines what to do, for as long as the returned store is kept."""
-    host, port = endpoint.rsplit(":", 1)
-    store = TCPStore(host, int(port), is_master=True, wait_for_workers=False, multi_tenant=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A machine that joins.
+
+    Attributes:
+        endpoint: `host:port` of the worker.
+        node: this machine's number, from 1; the worker is 0.
+        below: the worker's scratch folder, shared at the same path.
+        limits: what a run may take of this machine.
+    """
+
+    endpoint: str
+    node: int
+    below: Path
+    limits: Limits
+
+
+def publish(order: Order, store: TCPStore) -> None:
+    """Tell the other machines what to do, for as long as the store is kept."""
     store.set(ORDER, json.dumps(asdict(order)))
-    return store
 
 
-def main(arguments: list[str]) -> None:
-    """Join run after run, for ever."""
-    parser = argparse.ArgumentParser(prog="python -m workers.training.join", description=__doc__)
-    parser.add_argument("rendezvous", help="host:port of the worker: its OCTET_TRAINING_RENDEZVOUS")
-    parser.add_argument("--scratch", type=Path, required=True, help="the worker's scratch folder, at the same path")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+def join(member: Member) -> None:
+    """Follow order after order, for ever."""
     seen = ""
     while True:
-        order = _order(given.rendezvous)
+        order = _order(member.endpoint)
         if order is None or order.run == seen:
             time.sleep(_LOOK_SECONDS)
             continue
         seen = order.run
-        _follow(order, endpoint=given.rendezvous, below=given.scratch)
+        follow(order, member)
+
+
+def follow(order: Order, member: Member) -> bool:
+    """Run this machine's part of an order; tell whether it was done well. What cannot be followed is logged."""
+    if (fault := _fault(order, member)) is not None:
+        log.error("an order of %s was refused: %s", member.endpoint, fault)
+        return False
+    log.info("run %s: %d of %d processes", order.run, order.processes, order.processes * order.machines)
+    code = _carry_out(order, member)
+    log.info("run %s: %s", order.run, "done" if code == 0 else f"ended with {code}")
+    return code == 0
 
 
 def _order(endpoint: str) -> Order | None:
@@ -81,33 +100,52 @@ def _order(endpoint: str) -> Order | None:
     try:
         store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=ORDER_SECONDS))
         return TypeAdapter(Order).validate_json(store.get(ORDER))
-    except DistError:
-        return None  # nobody trains
+    except RuntimeError:
+        return None  # nobody trains there, or it is no store
     except ValidationError:
         log.warning("%s gave an order that this release cannot read: run the same one on all machines", endpoint)
         return None
 
 
-def _follow(order: Order, *, endpoint: str, below: Path) -> None:
-    scratch = Path(order.scratch).resolve()
-    if not scratch.is_relative_to(below.resolve()) or not scratch.is_dir():
-        log.error("there is no folder %s below %s here: share the worker's scratch folder at its path", scratch, below)
-        return
-    log.info("run %s: %d of %d processes", order.run, order.processes, order.processes * order.machines)
-    code = _carry_out(order, endpoint=endpoint, scratch=scratch)
-    log.info("run %s: %s", order.run, "done" if code == 0 else f"ended with {code}")
+def _fault(order: Order, member: Member) -> str | None:
+    """Say why an order cannot be followed here."""
+    cores = len(os.sched_getaffinity(0))
+    if order.stage != STAGE:
+        return f"it asks for the stage {order.stage[:_RUN_CHARS]!r}, and machines that join only train"
+    if not (order.run.isascii() and order.run.isalnum() and len(order.run) <= _RUN_CHARS):
+        return f"its run has no name of at most {_RUN_CHARS} letters and digits"
+    if not 1 <= order.processes <= cores:
+        return f"it asks for {order.processes:.3g} processes, and this machine has {cores} cores: set processes lower"
+    if not member.node < order.machines <= MOST_MACHINES:
+        return (
+            f"it is for {order.machines:.3g} machines, and this one is number {member.node}, counted from 0: set "
+            "--rank, or OCTET_TRAINING_NODES on the worker"
+        )
+    if not _is_below(order.scratch, member.below):
+        return (
+            f"there is no folder of its name below {member.below} here: share the worker's scratch folder at its path"
+        )
+    return None
 
 
-def _carry_out(order: Order, *, endpoint: str, scratch: Path) -> int:
-    """Run this machine's processes, within the worker's limits; return the launcher's exit code."""
-    limits = Limits(memory_bytes=order.memory_bytes, scratch_bytes=order.scratch_bytes, seconds=order.seconds)
-    shares = (order.memory_bytes, order.scratch_bytes, order.seconds)
+def _is_below(scratch: str, below: Path) -> bool:
+    try:
+        folder = Path(scratch).resolve()
+        return below.resolve() in folder.parents and folder.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False  # no path at all, or a circle of links
+
+
+def _carry_out(order: Order, member: Member) -> int:
+    """Run this machine's processes, within its own limits; return the launcher's exit code."""
+    scratch, limits = Path(order.scratch).resolve(), member.limits
     channel = os.open(os.devnull, os.O_WRONLY)  # the worker's own launcher tells how far it is
-    arguments = (order.stage, os.getpid(), channel, *shares, order.processes, endpoint, order.machines, order.run)
-    command = [sys.executable, "-m", "workers.training.launch", *map(str, arguments), "member"]
+    shares = (limits.memory_bytes, limits.scratch_bytes, limits.seconds)
+    place = (member.endpoint, order.machines, order.run, member.node)
+    arguments = (order.stage, os.getpid(), channel, *shares, order.processes, *place)
     try:
         launcher = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "workers.training.launch", *map(str, arguments)],
             cwd=scratch,
             env=environment(scratch, allow_unsandboxed=False),
             stdin=subprocess.PIPE,
@@ -116,21 +154,22 @@ def _carry_out(order: Order, *, endpoint: str, scratch: Path) -> int:
         )
     finally:
         os.close(channel)
-    return _watched(launcher, order.spec.encode(), limits, scratch)
+    return _watched(launcher, order.spec.encode(errors="replace"), limits, scratch)
 
 
 def _watched(launcher: "subprocess.Popen[bytes]", spec: bytes, limits: Limits, scratch: Path) -> int:
+    deadline = time.monotonic() + limits.seconds
     with launcher:
         assert launcher.stdin is not None  # noqa: S101 - for the type checker
-        launcher.stdin.write(spec)
-        launcher.stdin.close()
+        with suppress(BrokenPipeError):  # it died before it read; its exit code tells
+            launcher.stdin.write(spec)
+            launcher.stdin.close()
         while launcher.poll() is None:
-            if (broken := limits.broken_by(launcher.pid, scratch)) is not None:
+            broken = limits.broken_by(launcher.pid, scratch)
+            if broken is None and time.monotonic() > deadline:
+                broken = limits.out_of_time()
+            if broken is not None:
                 log.error("%s", broken.message)
                 launcher.kill()
             time.sleep(_LOOK_SECONDS)
     return launcher.returncode
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -20,6 +20,7 @@ from workers.training import state
 from workers.training.crew import Crew
 from workers.training.losses import Objective
 from workers.training.material import Batch, Material
+from workers.training.memory import Peak
 from workers.training.program import Program
 from workers.training.schedule import optimizer_of, rate_at, set_rate
 from workers.training.state import Journal, State
@@ -29,6 +30,8 @@ JUDGED = 10
 """So many losses at the beginning, and the newest, are compared to see whether training diverges."""
 DIVERGED = 10.0
 """How many times the loss at the beginning, or the start's score, that is."""
+WRITING_STRETCH = 20
+"""How many times as long as a checkpoint took to write, the next one waits: writing takes a twentieth of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +44,17 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How training ended; the program then has the state of the best step."""
+    """How training ended; the program then has the state of the best step.
+
+    Attributes:
+        seconds: of this attempt.
+        peak_bytes: the most memory that this process held meanwhile.
+    """
 
     journal: Journal
     steps: int
+    seconds: float
+    peak_bytes: int
     notes: tuple[str, ...]
 
 
@@ -79,12 +89,19 @@ class Trainer:
         self._notes: tuple[str, ...] = ()
         self._speed, self._spoke_at, self._saved_at, self._began = 0.0, 0.0, 0.0, 0.0
         self._journal = Journal(fingerprint="", start="")
+        self._peak = Peak()
+        self._writing = 0.0
 
     @property
     def steps(self) -> int:
         """How many steps the recipe asks for."""
         per_epoch = len(self._training.rows) // self._recipe.batch_size
         return self._recipe.steps or (self._recipe.epochs or 1) * per_epoch
+
+    @property
+    def seconds_left(self) -> float:
+        """How long training may take from now on."""
+        return max(0.0, self._deadline - time.monotonic())
 
     def look(self) -> Look:
         """Answer the held-out rows."""
@@ -130,6 +147,7 @@ class Trainer:
             journal: of a training that begins, with the look at it in its first point; or the resumed state's.
             resumed: the state to go on from.
         """
+        began = time.monotonic()
         self._begin(journal, resumed)
         self._module = self._crew.wrap(self._program)
         self._program.train()
@@ -144,7 +162,13 @@ class Trainer:
         self._tell(force=True)
         self._program.load_state_dict(self._best)
         self._program.returns = self._all
-        return Ending(journal=journal, steps=self.steps, notes=self._notes)
+        return Ending(
+            journal=journal,
+            steps=self.steps,
+            seconds=time.monotonic() - began,
+            peak_bytes=self._peak.most_bytes,
+            notes=self._notes,
+        )
 
     def _begin(self, journal: Journal, resumed: State | None) -> None:
         self._journal = journal
@@ -174,6 +198,8 @@ class Trainer:
         if due:
             self._save()
         self._tell(force=False)
+        if (stop or late) and journal.step not in self._looks():
+            self._judge(rate)  # or what was learned since the last look is lost
         if stop:
             return "stopped on request", f"Stopped on request after step {journal.step} of {self.steps}."
         if late:
@@ -190,8 +216,10 @@ class Trainer:
         share = len(next(iter(inputs.values()))) * self._crew.size / self._recipe.batch_size
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._objective.loss(self._module(inputs), targets) * share
+        self._peak.look()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._program.parameters(), self._recipe.gradient_clip or math.inf)
+        self._peak.look()
         set_rate(self._optimizer, rate)
         if not math.isfinite(float(norm)):  # of all processes' gradients, so none of them follows
             return math.nan
@@ -203,7 +231,7 @@ class Trainer:
         if self._crew.rank:
             return 0.0, 0.0, 0.0
         now = time.monotonic()
-        due = now - self._saved_at >= self._recipe.checkpoint_seconds
+        due = now - self._saved_at >= max(self._recipe.checkpoint_seconds, WRITING_STRETCH * self._writing)
         return float((self._scratch / STOP_INPUT).exists()), float(now > self._deadline), float(due)
 
     def _follow(self, step: int) -> None:
@@ -222,11 +250,13 @@ class Trainer:
             self._point(rate, None)
 
     def _point(self, rate: float, look: Look | None) -> None:
-        losses = [each for each in self._journal.losses if math.isfinite(each)]
-        self._journal.points.append(
+        points, losses = self._journal.points, [each for each in self._journal.losses if math.isfinite(each)]
+        same = points.pop() if points[-1].step == self._journal.step else None  # a last look at a step that has one
+        before = same.loss if same is not None else None
+        points.append(
             TrainingPoint(
                 step=self._journal.step,
-                loss=sum(losses) / len(losses) if losses else None,
+                loss=sum(losses) / len(losses) if losses else before,
                 learning_rate=rate,
                 score=look.score if look is not None and math.isfinite(look.score) else None,
                 agreement=look.agreement if look is not None else None,
@@ -261,12 +291,13 @@ class Trainer:
         return sum(journal.recent) / JUDGED > DIVERGED * usual
 
     def _diverged(self, loss: float, rate: float) -> str:
-        how = "or its gradient is not a number"
+        how, recent, asked = "or its gradient is not a number", self._journal.recent, self._recipe.learning_rate or rate
         if math.isfinite(loss):
-            how = f"rose to {loss:.3g}, over {DIVERGED:g} times what it was"
+            mean = sum(recent) / len(recent)
+            how = f"rose to {mean:.3g}, the mean of {len(recent)} steps, over {DIVERGED:g} times what it was,"
         return (
             f"The loss {how} at step {self._journal.step} of {self.steps}: the best state before it, of step "
-            f"{self._journal.best_step}, was taken; a learning_rate below {self._recipe.learning_rate:g} may help "
+            f"{self._journal.best_step}, was taken; a tenth of the rate may help, a learning_rate of {asked / 10:g} "
             f"(it was {rate:.2g} then)."
         )
 
@@ -292,6 +323,9 @@ class Trainer:
             self._unwritten.append(self._journal.step)
             self._notes = (_unwritten(self._unwritten, why),)
             return
+        finally:
+            self._saved_at = time.monotonic()
+            self._writing = self._saved_at - now
         self._teller.checkpoint(self._journal.step)
 
     def _tell(self, *, force: bool) -> None:

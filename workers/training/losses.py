@@ -1,7 +1,10 @@
-"""What training makes smaller: one line each in `LOSSES`. Every loss is a mean over rows, 0 at best."""
+"""What training makes smaller: one line each in `LOSSES`.
+
+Every loss is a mean over rows, 0 at best: what equal parts of a batch say averages to what the whole batch says.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,10 +29,13 @@ class Targets:
     Attributes:
         teacher: the teacher's tensors by name: outputs, and the feature where that is learned.
         labels: classes as int64, or values as float32; None without labels.
+        typical: the energy that some rows of the teacher's tensors have, by name: a row with less would count beyond
+            measure, and rows whose answer is about 0 decide everything.
     """
 
     teacher: Mapping[str, Tensor]
     labels: Tensor | None
+    typical: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +45,13 @@ class Objective:
     Attributes:
         outputs: of the graph, in order.
         feature: what the last layer reads, in the trained graph, and in the teacher's.
+        values: the outputs are real numbers, and no classes even where they look like it.
     """
 
     recipe: Qat
     outputs: Sequence[str]
     feature: tuple[str, str] | None = None
+    values: bool = False
 
     @property
     def negligible(self) -> float:
@@ -64,7 +72,7 @@ class Objective:
     def agreeing(self, answers: Mapping[str, Tensor], targets: Targets) -> Tensor | None:
         """Return bool[rows]: answered like the labels, or the teacher; None where the answer is no class of a row."""
         first = answers[self.outputs[0]]
-        if not is_classes(first):
+        if self.values or not is_classes(first):
             return None
         if self.recipe.uses_labels:
             labels = targets.labels
@@ -86,27 +94,31 @@ def distillation(objective: Objective, answers: Mapping[str, Tensor], targets: T
     parts = []
     for name in objective.outputs:
         mine, wanted = answers[name], targets.teacher[name]
-        if mine.is_floating_point():
-            parts.append(_kl(mine, wanted, objective.recipe.temperature) if is_classes(mine) else _error(mine, wanted))
+        if not mine.is_floating_point():
+            continue
+        if is_classes(mine) and not objective.values:
+            parts.append(_kl(mine, wanted, objective.recipe.temperature))
+        else:
+            parts.append(_error(mine, wanted, typical=targets.typical.get(name, 0.0)))
     if not parts:
         raise ToolchainFailed("The model has no output of real numbers, which a teacher could be followed in.")
     return torch.stack(parts).sum()
 
 
 def feature_distillation(objective: Objective, answers: Mapping[str, Tensor], targets: Targets) -> Tensor:
-    """Squared error to what the teacher's last layer reads, over the energy of that."""
+    """Squared error to what the teacher's last layer reads, over the energy of that row by row."""
     assert objective.feature is not None  # noqa: S101 - for the type checker: the stage has looked
     mine, theirs = objective.feature
-    return _error(answers[mine], targets.teacher[theirs])
+    return _error(answers[mine], targets.teacher[theirs], typical=targets.typical.get(theirs, 0.0))
 
 
 def cross_entropy(objective: Objective, answers: Mapping[str, Tensor], targets: Targets) -> Tensor:
-    """Cross-entropy of the first output's classes, which are axis 1."""
+    """Cross-entropy of the first output's classes, which are axis 1; a place that is ignored counts as 0."""
     assert targets.labels is not None  # noqa: S101 - for the type checker: the rows have been checked
     total = functional.cross_entropy(
         answers[objective.outputs[0]], targets.labels, ignore_index=IGNORED, reduction="sum"
     )
-    return total / (targets.labels != IGNORED).sum().clamp(min=1)
+    return total / targets.labels.numel()
 
 
 def mse(objective: Objective, answers: Mapping[str, Tensor], targets: Targets) -> Tensor:
@@ -129,5 +141,6 @@ def _kl(mine: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _error(mine: Tensor, wanted: Tensor) -> Tensor:
-    return (mine - wanted).square().mean() / wanted.square().mean().clamp(min=_SMALLEST)
+def _error(mine: Tensor, wanted: Tensor, *, typical: float) -> Tensor:
+    errors, energies = (each.square().reshape(len(each), -1).mean(1) for each in (mine - wanted, wanted))
+    return (errors / energies.clamp(min=max(typical, _SMALLEST))).mean()

@@ -135,6 +135,12 @@ class Program(nn.Module):
             if quantizer is not None:
                 quantizer.rounds = output not in outputs
 
+    @property
+    def observes(self) -> bool:
+        """Whether the scale of any activation follows what it sees, until it is frozen."""
+        found = (each for each in self.activations.children() if isinstance(each, ActivationQuantizer))
+        return any(quantizer.observes and quantizer.rounds for quantizer in found)
+
     def freeze(self, *, observers: bool, batch_norm: bool) -> None:
         """Let observed scales, and the statistics of batch normalizations, stand still or move on."""
         for statistics in self.norms.children():

@@ -21,7 +21,7 @@ OVER = "over"
 
 def main(arguments: list[str]) -> int:
     """Run one stage; 0 if it is done, 1 if a failure was reported, 2 if something unexpected happened."""
-    launcher, stage, memory, disk, seconds = arguments
+    launcher, missing, stage, memory, disk, seconds = arguments
     lifeline.die_with(int(launcher))
     scratch = Path.cwd()
     folder = scratch / "tmp"
@@ -31,6 +31,9 @@ def main(arguments: list[str]) -> int:
     keep_only_channel(os.open(folder / TOLD if first else os.devnull, os.O_WRONLY | os.O_APPEND))
     spec = Path("/proc/self/fd/0").read_bytes()  # opened anew: the others read the same file
     close_input()
+    if confinement.missing_protections() != tuple(filter(None, missing.split(","))):
+        sys.stdout.write("this process found other protections than the one that started it\n")
+        return 2
     confinement.confine_rank(scratch, memory_bytes=int(memory), scratch_bytes=int(disk), seconds=float(seconds))
     try:
         result = carry_out(stage, spec, scratch)

@@ -1,7 +1,9 @@
 """Rows in files that are read at random: what every step takes of them is decided by the seed and the step alone."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class Rows:
     Attributes:
         inputs: by name, [rows, ...].
         axes: by name, where the model has the batch axis.
-        labels: [rows, ...]; None without.
+        labels: [rows, ...]; None without. Of more than one number a row they lie in a file, too.
         numbers: of the rows, in their dataset.
     """
 
@@ -59,31 +61,55 @@ def load(source: RowSource, signature: Signature, *, scratch: Path, folder: Path
 
     Raises:
         DatasetUnfit: a row that the model does not take, or rows of several shapes.
+        OSError: the disk has no room for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     axes = {spec.name: spec.batch_axis or 0 for spec in signature.inputs}
     files: dict[str, np.memmap[Any, Any]] = {}
-    labels: list[NDArray[Any]] = []
-    done = 0
+    labels: NDArray[Any] | None = None
+    done, count = 0, len(source.rows)
     for batch in batches(source, signature, scratch=scratch, size=AT_ONCE):
         for number, (name, array) in enumerate(batch.inputs.items()):
             first = np.moveaxis(array, axes[name], 0)
             if name not in files:
-                shape = (len(source.rows), *first.shape[1:])
-                path = folder / f"{number}.npy"
-                files[name] = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
+                files[name] = mapped(folder / f"{number}.npy", first, rows=count)
             if files[name].shape[1:] != first.shape[1:]:
                 raise DatasetUnfit(f"Rows for input {name!r} differ in shape: training needs them all alike.")
             files[name][done : done + len(first)] = first
         if batch.labels is not None:
-            labels.append(batch.labels)
+            if labels is None:
+                labels = _room_for_labels(folder / "labels.npy", batch.labels, rows=count)
+            if labels.shape[1:] != batch.labels.shape[1:]:
+                raise DatasetUnfit("The rows' labels differ in shape: training needs them all alike.")
+            labels[done : done + len(batch.labels)] = batch.labels
         done += len(batch.rows)
-    return Rows(inputs=files, axes=axes, labels=np.concatenate(labels) if labels else None, numbers=tuple(source.rows))
+    return Rows(inputs=files, axes=axes, labels=labels, numbers=tuple(source.rows))
 
 
+def mapped(path: Path, like: NDArray[Any], *, rows: int) -> np.memmap[Any, Any]:
+    """Make a file for arrays like the rows of one, and return it as an array.
+
+    Its room is taken at once: where the disk is full only when a page is written to it, the process is killed.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=(rows, *like.shape[1:]))
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return made
+
+
+def _room_for_labels(path: Path, first: NDArray[Any], *, rows: int) -> NDArray[Any]:
+    return mapped(path, first, rows=rows) if first.ndim > 1 else np.zeros(rows, first.dtype)
+
+
+@lru_cache(maxsize=2)
 def order(rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order in which an epoch takes the rows."""
-    return np.random.default_rng((seed, 0, epoch)).permutation(rows)
+    """Return the order in which an epoch takes the rows, read-only: an epoch's is drawn once."""
+    drawn = np.random.default_rng((seed, 0, epoch)).permutation(rows)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def picked(rows: int, *, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

@@ -1,7 +1,9 @@
 """The `train` stage: the best start, trained, written back and compared with what the engine makes of it."""
 
 import hashlib
+import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -14,9 +16,11 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from torch import Tensor
 
+from app import __version__
 from app.domain.errors import DatasetUnfit, ToolchainFailed
 from app.domain.recipes import Qat
-from app.domain.training import StartScore, TrainingForecast, TrainingOutcome, TrainingPoint
+from app.domain.teaching import check_batched
+from app.domain.training import MOST_RESUMED, StartScore, TrainingForecast, TrainingOutcome, TrainingPoint
 from app.domain.variants import Execution
 from workers.openvino_engine import OpenVinoSession
 from workers.stages import CHECKPOINT_OUTPUT, VARIANT_OUTPUT, TrainingTeller, TrainResult, TrainSpec
@@ -31,9 +35,10 @@ from workers.training.crew import Crew, current
 from workers.training.loop import Ending, Look, Trainer
 from workers.training.material import Material, material_of
 from workers.training.rows import load
-from workers.training.starting import Begun, begin, last_read
+from workers.training.soundness import check_sound
+from workers.training.starting import Begun, begin, last_read, notes_of
 from workers.training.state import Journal, State
-from workers.training.teacher import Answers, Teacher, check_outputs, threads_of
+from workers.training.teacher import Answers, Teacher, renaming, threads_of
 from workers.training.unrounded import unrounded
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy", "safetensors")
@@ -64,7 +69,8 @@ class _Training:
         self._recipe: Qat = spec.recipe
         self._threads = threads_of(crew.size)
         self._folder = scratch / f"rows-{crew.rank}"
-        self._began = time.monotonic()
+        self._deadline = time.monotonic() + spec.seconds - _seconds_gone(spec)
+        self._unused: tuple[str, ...] = ()
         torch.set_num_threads(self._threads)
         torch.use_deterministic_algorithms(mode=True)
         torch.manual_seed(self._recipe.seed)
@@ -74,16 +80,15 @@ class _Training:
 
     def run(self) -> TrainResult:
         spec = self._spec
-        if not spec.signature.batched:
-            raise ToolchainFailed(
-                "The model takes one row at a time, and training takes a batch: export it with a symbolic batch axis."
-            )
+        check_batched(spec.signature)
         self._progress(0.0, "training: reading the rows")
         training, held_out = self._materials()
         resumed = self._resumed()
         begun, looks = self._best_start(training, held_out, only=resumed.journal if resumed else None)
         trainer = self._trainer(begun, training, held_out)
-        _, look_seconds = looks[begun.place]
+        look, look_seconds = looks[begun.place]
+        if resumed is None:
+            check_sound(training, held_out, look.score, values=spec.values, crew=self._crew)
         memory = forecast.check_memory(trainer, begun.program, training, spec, size=self._crew.size)
         done = resumed.journal.step if resumed else 0
         seconds = forecast.check_time(trainer, spec, done=done, look_seconds=look_seconds)
@@ -93,15 +98,15 @@ class _Training:
         expected = TrainingForecast(
             seconds=round(seconds, 1),
             memory_bytes=memory,
-            actual_seconds=round(time.monotonic() - self._began, 1),
-            actual_memory_bytes=forecast.peak_bytes() * self._crew.size,
+            actual_seconds=round(ending.seconds, 1),
+            actual_memory_bytes=ending.peak_bytes * self._crew.size,
         )
         return TrainResult(
             artifact=VARIANT_OUTPUT,
             start=begun.place,
             outcome=replace(outcome, forecast=expected, wire=self._crew.wire()),
             libraries=versions(LIBRARIES),
-            notes=ending.notes,
+            notes=(*self._unused, *notes_of(begun), *ending.notes),
         )
 
     def _materials(self) -> tuple[Material, Material]:
@@ -126,12 +131,7 @@ class _Training:
         feature = last_read(self._float32) if self._recipe.loss == "feature_distillation" else None
         if other is None:
             return Teacher(_copied(self._float32), renamed={}, feature=feature, threads=self._threads)
-        check_outputs(signature, other.signature, teacher=other.name)
-        pairs = [
-            *zip(other.signature.inputs, signature.inputs, strict=True),
-            *zip(other.signature.outputs, signature.outputs, strict=True),
-        ]
-        renamed = {theirs.name: mine.name for theirs, mine in pairs}
+        renamed = renaming(other.signature, signature, teacher=other.name)
         return Teacher(load_graph(self._scratch / other.artifact), renamed=renamed, threads=self._threads)
 
     def _best_start(
@@ -166,7 +166,7 @@ class _Training:
 
     def _begin(self, place: int) -> Begun:
         path = self._scratch / self._spec.starts[place].artifact
-        return begin(path, self._float32, self._recipe, place=place, norms=self._norms)
+        return begin(path, self._float32, self._recipe, place=place, norms=self._norms, values=self._spec.values)
 
     def _unrounded(self, begun: Begun, rows: Mapping[str, Tensor]) -> frozenset[str]:
         """Ask the engine which quantizers of a start it does not round at."""
@@ -193,21 +193,30 @@ class _Training:
             crew=self._crew,
             teller=self._progress,
             scratch=self._scratch,
-            deadline=self._began + self._spec.seconds,
+            deadline=self._deadline,
         )
 
     def _resumed(self) -> State | None:
-        """Return the state that processes of this attempt left, or else the one of an earlier attempt."""
+        """Return the state that processes of this attempt left, or else the one of an earlier attempt.
+
+        One that was brought and is of no use is told of: in the log, and in a note.
+        """
         for path in (CHECKPOINT_OUTPUT, self._spec.checkpoint):
             found = state.read(self._scratch / path) if path is not None and (self._scratch / path).exists() else None
             if found is not None and found.journal.fingerprint == self._fingerprint():
                 return found
+            if path is not None and path == self._spec.checkpoint:
+                why = "it cannot be read" if found is None else "it is of another recipe, other rows or another release"
+                self._unused = (f"Training began anew and not from the stored checkpoint: {why}.",)
+                if not self._crew.rank:
+                    sys.stdout.write(f"{self._unused[0]}\n")
         return None
 
     def _fingerprint(self) -> str:
-        """Return a hash of all that the result depends on but the start and the machine."""
+        """Return a hash of all that the result depends on but the start and the machine: also what computes it."""
         spec = self._spec
-        told = [asdict(replace(self._recipe, checkpoint_seconds=30.0)), spec.training.rows, spec.held_out.rows]
+        recipe = replace(self._recipe, checkpoint_seconds=30.0)
+        told = [__version__, torch.__version__, asdict(recipe), spec.training.rows, spec.held_out.rows, spec.values]
         digest = hashlib.sha256(to_json(told))
         paths = [
             spec.float32,
@@ -229,6 +238,7 @@ class _Training:
             starts=[
                 StartScore(recipe=self._spec.starts[place].recipe, score=look.score, agreement=look.agreement)
                 for place, (look, _) in looks.items()
+                if math.isfinite(look.score)
             ],
             points=[TrainingPoint(step=0, loss=None, learning_rate=0.0, score=first.score, agreement=first.agreement)],
             best_score=first.score,
@@ -244,8 +254,8 @@ class _Training:
         checked = same = 0
         for inputs, _ in held_out.all(rank=0, size=1):
             mine = answers(begun.program, inputs)[name]
-            theirs = session.infer({each: tensor.numpy() for each, tensor in inputs.items()})[name]
-            checked, same = checked + len(mine), same + alike(mine, torch.from_numpy(theirs.copy()))
+            theirs = torch.from_numpy(session.infer({each: own.numpy() for each, own in inputs.items()})[name].copy())
+            checked, same = checked + len(mine), same + alike(mine, theirs, values=self._spec.values)
         return checked, same
 
     def _outcome(self, begun: Begun, ending: Ending, *, checked: int, same: int) -> TrainingOutcome:
@@ -264,10 +274,15 @@ class _Training:
             seconds=round(journal.seconds, 1),
             rows_per_second=round(journal.step * self._recipe.batch_size / max(journal.seconds, 1e-9), 1),
             processes=self._crew.size,
-            resumed_at=tuple(journal.resumed_at),
+            resumed_at=tuple(journal.resumed_at[-MOST_RESUMED:]),
             checked_rows=checked,
             checked_same=same,
         )
+
+
+def _seconds_gone(spec: TrainSpec) -> float:
+    """Return how much of its seconds others have used up: who is started again, or later, has what is left."""
+    return max(0.0, time.time() - spec.began_at) if spec.began_at else 0.0
 
 
 def _teacher_name(spec: TrainSpec) -> str | None:

@@ -37,12 +37,15 @@ class Begun:
     unrounded: frozenset[str] = frozenset()
 
 
-def begin(path: Path, float32: onnx.ModelProto, recipe: Qat, *, place: int, norms: Mapping[str, Norm]) -> Begun:
+def begin(
+    path: Path, float32: onnx.ModelProto, recipe: Qat, *, place: int, norms: Mapping[str, Norm], values: bool
+) -> Begun:
     """Read a start.
 
     Args:
         float32: the graph before quantization, prepared as it was then.
         norms: folded batch normalizations whose statistics move on.
+        values: of the objective.
 
     Raises:
         ToolchainFailed: torch cannot train the graph.
@@ -62,9 +65,25 @@ def begin(path: Path, float32: onnx.ModelProto, recipe: Qat, *, place: int, norm
         norms=norms,
         keep=[feature[0]] if feature else [],
     )
-    objective = Objective(recipe=recipe, outputs=program.outputs, feature=feature)
+    objective = Objective(recipe=recipe, outputs=program.outputs, feature=feature, values=values)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Begun(place=place, program=program, objective=objective, sha256=digest)
+
+
+def notes_of(begun: Begun) -> tuple[str, ...]:
+    """Return what the recipe asks for that has no effect on this graph, in a sentence each."""
+    program, recipe, notes = begun.program, begun.objective.recipe, list[str]()
+    if recipe.freeze_batch_norm and not len(program.norms):
+        notes.append(
+            "freeze_batch_norm changed nothing: the graph has no batch normalization of its own behind a convolution "
+            "(exporting folds them into the weights before)."
+        )
+    if recipe.scales == "observed" and not program.observes:
+        notes.append(
+            "scales 'observed' changed nothing: the engine rounds at no place with one scale, which could follow the "
+            "activations."
+        )
+    return tuple(notes)
 
 
 def last_read(model: onnx.ModelProto) -> str:

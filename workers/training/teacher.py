@@ -1,7 +1,7 @@
 """Who answers the training rows for distillation: a float32 graph in ONNX Runtime."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from app.domain.errors import DatasetUnfit, ToolchainFailed
+from app.domain.errors import DatasetUnfit, SignatureMismatch, ToolchainFailed
+from app.domain.teaching import pair
 from app.domain.tensors import Signature
 from workers.toolchains.finish import ONNXRUNTIME_ERRORS
-from workers.training.rows import Arrays, Rows
+from workers.training.rows import Arrays, Rows, mapped
 
 _MOST_KEPT_BYTES = 2**30
 """Answers up to so many bytes are worked out once and kept in a file; larger ones at every step anew."""
@@ -87,9 +88,7 @@ class Answers:
     def _keep(self, first: Arrays, folder: Path) -> dict[str, NDArray[Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         kept = {
-            name: np.lib.format.open_memmap(
-                folder / f"{number}.npy", mode="w+", dtype=array.dtype, shape=(len(self._rows), *array.shape[1:])
-            )
+            name: mapped(folder / f"{number}.npy", array, rows=len(self._rows))
             for number, (name, array) in enumerate(first.items())
         }
         for places in self._rows.in_turn():
@@ -103,21 +102,14 @@ def threads_of(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def check_outputs(mine: Signature, theirs: Signature, *, teacher: str) -> None:
-    """Check that a teacher takes and gives what the model does, whatever it calls it.
+def renaming(theirs: Signature, mine: Signature, *, teacher: str) -> dict[str, str]:
+    """Return the trained graph's names of inputs and outputs by the teacher's.
 
     Raises:
-        DatasetUnfit: it does not.
+        DatasetUnfit: the teacher takes or gives something else.
     """
-    for kind in ("inputs", "outputs"):
-        here, there = ([(spec.dtype, spec.shape) for spec in _specs(each, kind)] for each in (mine, theirs))
-        if here != there:
-            words = [", ".join(spec.describe() for spec in _specs(each, kind)) for each in (theirs, mine)]
-            raise DatasetUnfit(
-                f"The teacher {teacher} has the {kind} {words[0]}, but the model has {words[1]}: take a teacher with "
-                f"the same {kind}, in the same order."
-            )
-
-
-def _specs(signature: Signature, kind: str) -> Sequence[Any]:
-    return signature.inputs if kind == "inputs" else signature.outputs
+    try:
+        found = pair(theirs, mine, teacher=teacher, model="the model")
+    except SignatureMismatch as error:
+        raise DatasetUnfit(error.message) from error
+    return {**found.inputs, **found.outputs}

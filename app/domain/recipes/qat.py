@@ -31,7 +31,8 @@ class Qat(StaticQuantization):
     Attributes:
         loss: `distillation` is the KL divergence from the teacher's answers at `temperature` (Hinton et al. 2015,
             arXiv:1503.02531); `feature_distillation` the mean squared error to what the teacher's last layer reads.
-            Neither needs labels. `cross_entropy` needs class labels, `mse` values or the shape of the first output.
+            Neither needs labels. `cross_entropy` needs class labels, `mse` values of the shape of the first
+            output; with labels no other output is trained.
         teacher: `name` or `name:version` of another model with the same classes; None is the model's own float32.
         temperature: of both softmaxes, 0.1 to 100.
         epochs, steps: how long; one of them. None for both is 10 epochs.
@@ -45,10 +46,10 @@ class Qat(StaticQuantization):
         flip: turn images left to right, each with probability one half.
         crop: pixels of zeros added around an image before a piece of its size is cut out at random, 0 to 64.
         scales: `fixed` keeps those of the start, `observed` follows the activations' moving extremes, `learned` trains
-            all scales (LSQ, Esser et al. 2020, arXiv:1902.08153).
+            all scales (LSQ, Esser et al. 2020, arXiv:1902.08153). `observed` needs one process.
         freeze_observers: share of the steps after which observed scales stay, 0 to 1.
         freeze_batch_norm: share of the steps after which the statistics of folded batch normalizations stay, 0 to 1; 0
-            leaves them as they were exported.
+            leaves them as they were exported. Above 0 it needs one process.
         held_out: share of the training rows that do not train and choose the best step, 0.01 to 0.5.
         patience: stop after so many looks at the held-out rows without a better one; None never does.
         looks: how often to look at the held-out rows, 1 to 1,000, evenly spread.
@@ -145,6 +146,16 @@ def _check_together(recipe: Qat) -> None:
         raise RecipeInvalid("Another model has other features: take the loss 'distillation' with a teacher.")
     if recipe.compression != "none" and recipe.processes == 1:
         raise RecipeInvalid("compression is of the gradients between processes, and there is one: leave it out.")
+    if recipe.scales == "observed" and recipe.processes > 1:
+        raise RecipeInvalid(
+            f"Observed scales follow the rows that a process sees, and each of {recipe.processes} processes sees its "
+            "own: take learned or fixed scales, or one process."
+        )
+    if recipe.freeze_batch_norm > 0 and recipe.processes > 1:
+        raise RecipeInvalid(
+            f"Batch statistics follow the rows that a process sees, and each of {recipe.processes} processes sees its "
+            "own: take freeze_batch_norm 0, or one process."
+        )
     if recipe.processes > recipe.batch_size:
         raise RecipeInvalid(
             f"A batch of {recipe.batch_size} rows cannot be shared by {recipe.processes} processes: take a larger one."

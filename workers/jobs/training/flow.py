@@ -3,16 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from app.catalogue.checkpoints import Checkpoints
-from app.domain.errors import StageCrashed, Unavailable
+from app.domain.errors import StageCrashed
 from app.domain.recipes import Qat
 from app.domain.training import MOST_POINTS, TrainingOutcome
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring, bring_rows, inspect
 from workers.jobs.lookup import Order
+from workers.jobs.patience import taken_over
 from workers.jobs.rows import Chosen
 from workers.jobs.search.forecast import Load
+from workers.jobs.training.curves import thinned
 from workers.jobs.training.keeping import Keeper
 from workers.jobs.training.rows import part
 from workers.jobs.training.starts import keep_starts, kept_starts, make_starts
@@ -35,8 +38,9 @@ _STARTS_SHARE = 0.25
 _FORMS, _MOST_MEASURING_SHARE = 2, 0.4
 """What training leaves to measuring what came of it: the final measuring of a search so many times, or that share of
 the time if it is less."""
-_MARGIN = 0.9
-"""Share of its time after which the stage itself is to end; when all of it is over it is stopped."""
+_MARGIN, _MARGIN_SECONDS = 0.1, 30.0
+"""What is left to a stage for ending by itself, and for the artifact, before it is stopped: that share of its time, and
+no less than those seconds where it has as many twice."""
 
 
 async def train(
@@ -54,7 +58,11 @@ async def train(
         JobFailure: it cannot be carried out.
     """
     began, ends = bench.job.percent, bench.seconds + (seconds if seconds is not None else bench.seconds_left)
-    checkpoints = Checkpoints(bench.workshop.store, bench.job.id) if order.training is not None else None
+    checkpoints = (
+        Checkpoints(bench.workshop.store, bench.job.id, attempt=bench.job.attempt)
+        if order.training is not None
+        else None
+    )
     ready = began + _STARTS_SHARE * (until - began)
     async with _named(bench, "making what training begins from", until=ready, shown=shown):
         starts = await kept_starts(bench, checkpoints) if checkpoints else None
@@ -63,10 +71,11 @@ async def train(
             if checkpoints:
                 await keep_starts(bench, checkpoints, starts)
     async with _named(bench, "training", until=until, shown=shown):
-        limit = await _seconds_to_train(bench, order, ends - bench.seconds)
         state = await _checkpoint(bench, checkpoints, starts) if checkpoints else None
-        spec = await _spec(bench, order, recipe, starts, seconds=_MARGIN * limit, state=state)
+        spec = await _spec(bench, order, recipe, starts, state=state)
         _clear(bench)
+        limit = await _seconds_to_train(bench, order, ends - bench.seconds)
+        spec = replace(spec, seconds=_seconds_before(limit))
         async with _accompanied(bench, checkpoints, starts) as on_checkpoint:
             result = await bench.stage(
                 "train",
@@ -80,9 +89,8 @@ async def train(
     return _made(bench, result, list(starts.values()), *_rows(order, recipe))
 
 
-async def _spec(
-    bench: Bench, order: Order, recipe: Qat, starts: dict[str, Made], *, seconds: float, state: str | None
-) -> TrainSpec:
+async def _spec(bench: Bench, order: Order, recipe: Qat, starts: dict[str, Made], *, state: str | None) -> TrainSpec:
+    """Bring all that the stage reads; how long it may take is known once that is done."""
     training, held_out = _rows(order, recipe)
     return TrainSpec(
         float32=await bring_float32(bench, order),
@@ -92,9 +100,10 @@ async def _spec(
         training=await bring_rows(bench, training, preprocessing=order.model.preprocessing),
         held_out=await bring_rows(bench, held_out, preprocessing=order.model.preprocessing),
         classes=training.dataset.classes,
+        values=training.dataset.label_kind == "values",
         teacher=await _teacher(bench, order),
         checkpoint=state,
-        seconds=seconds,
+        seconds=0.0,
         memory_bytes=bench.workshop.limits.memory_bytes,
     )
 
@@ -118,12 +127,13 @@ async def _teacher(bench: Bench, order: Order) -> Teacher | None:
 
 
 async def _checkpoint(bench: Bench, checkpoints: Checkpoints, starts: dict[str, Made]) -> str | None:
-    """Bring the state to go on from, if an earlier attempt left one."""
-    try:
-        state = await checkpoints.fetch(bench.scratch / _CHECKPOINT_INPUT, starts=_names(starts))
-    except Unavailable as error:
-        await bench.log(f"training begins anew, for no checkpoint can be read: {error.message}")
-        return None
+    """Bring the state to go on from, if an earlier attempt left one.
+
+    Raises:
+        AttemptLost: the store is away.
+    """
+    to = bench.scratch / _CHECKPOINT_INPUT
+    state = await taken_over(partial(checkpoints.fetch, to, starts=_names(starts)))
     if state is None:
         return None
     await bench.log(f"training goes on from the checkpoint of step {state.step}")
@@ -135,6 +145,11 @@ async def _seconds_to_train(bench: Bench, order: Order, left: float) -> float:
     report = await bench.workshop.variants.report(order.float32)
     load = Load.of(report, calibration=0, selection=0, final=len(order.evaluation.rows))
     return max(1.0, left - min(_FORMS * load.final_seconds, _MOST_MEASURING_SHARE * left))
+
+
+def _seconds_before(limit: float) -> float:
+    """Return after how long a stage is to end by itself that is stopped at a limit."""
+    return limit - max(_MARGIN * limit, min(_MARGIN_SECONDS, limit / 2))
 
 
 def _clear(bench: Bench) -> None:
@@ -170,7 +185,8 @@ def _made(bench: Bench, result: TrainResult, starts: list[Made], training: Chose
 
 
 def _bounded(outcome: TrainingOutcome) -> TrainingOutcome:
-    return replace(outcome, points=outcome.points[-MOST_POINTS:], starts=outcome.starts[:MOST_POINTS])
+    points = thinned(outcome.points, best_step=outcome.best_step, most=MOST_POINTS)
+    return replace(outcome, points=points, starts=outcome.starts[:MOST_POINTS])
 
 
 def _names(starts: dict[str, Made]) -> tuple[str, ...]:

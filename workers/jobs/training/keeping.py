@@ -10,9 +10,15 @@ from workers.jobs.bench import Bench
 from workers.sandbox import open_output
 from workers.stages import CHECKPOINT_OUTPUT
 
+_UPLOAD_SECONDS = 600.0
+"""After which a store that takes a state is believed to hang, and is given the next one."""
+
+_BREAKING_OFF_SECONDS = 5.0
+"""How long a store that hangs may hold up the end of a training."""
+
 
 class Keeper:
-    """Use it as a block around the stage; an upload under way at the end of a good training is waited for.
+    """Use it as a block around the stage; an upload under way at its end is broken off: nobody will go on from there.
 
     A state that cannot be stored costs no training: the job's log says so, and the one before stays.
 
@@ -37,13 +43,9 @@ class Keeper:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._keeping is None:
-            return
-        if error is not None:
+        if self._keeping is not None:
             self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
-            return
-        await self._keeping
+            await asyncio.wait([self._keeping], timeout=_BREAKING_OFF_SECONDS)
 
     async def _keep_all(self) -> None:
         while (step := self._asked) is not None:
@@ -53,7 +55,10 @@ class Keeper:
     async def _keep(self, step: int) -> None:
         limit = self._bench.workshop.limits.scratch_bytes
         try:
-            with open_output(self._bench.scratch, CHECKPOINT_OUTPUT) as file:
-                await self._checkpoints.keep(step, file, starts=self._starts, limit_bytes=limit)
+            async with asyncio.timeout(_UPLOAD_SECONDS):
+                with open_output(self._bench.scratch, CHECKPOINT_OUTPUT) as file:
+                    await self._checkpoints.keep(step, file, starts=self._starts, limit_bytes=limit)
         except (OctetError, OSError) as error:
-            await self._bench.log(f"the checkpoint of step {step} was not stored, the one before it stays: {error}")
+            await self._bench.log(
+                f"the checkpoint of step {step} was not stored, the one before it stays: {error or 'time is up'}"
+            )

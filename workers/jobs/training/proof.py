@@ -9,11 +9,11 @@ from workers.jobs.bench import Bench
 from workers.jobs.lookup import Order
 from workers.jobs.proof import Measured, examine, measure
 from workers.jobs.reporting import Evidence
-from workers.jobs.training.choice import Choice, choose, unmeasured
+from workers.jobs.training.choice import Choice, choose, unmeasured, untrained
 from workers.jobs.transforming import Made, Trained
 from workers.stages import Form
 
-_FIRST_SHARE, _SECOND_SHARE = 0.6, 0.5
+_FIRST_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +28,20 @@ async def prove_trained(bench: Bench, order: Order, recipe: Qat, made: Made, *, 
     """Measure float32, bfloat16, the start and the trained one on the same rows, and take the better of the last two.
 
     Where that is the start, all is measured once more with the start as the variant, beside what was trained: what is
-    published is what the report's first numbers are about.
+    published is what the report's first numbers are about. Where no step was better than the start, there is nothing to
+    compare, and the start alone is measured.
     """
-    if made.trained is None:
+    trained = made.trained
+    if trained is None:
         raise ValueError("an artifact that was not trained is to be proven as if it was")
     began = bench.job.percent
-    measured, choice = await _tried(bench, order, recipe, made, name=name, until=began + _FIRST_SHARE * (until - began))
-    published = made
-    if choice.returned == "start" or measured is None:
-        published = _of_start(made, made.trained)
-        others = [_form(PTQ, published)] + ([_form(TRAINED, made)] if measured is not None else [])
-        half = bench.job.percent + _SECOND_SHARE * (until - bench.job.percent)
-        measured = await measure(bench, order, _form(name, published), others=tuple(others), until=half)
+    half = began + _FIRST_SHARE * (until - began)
+    if (choice := untrained(trained.outcome)) is not None:
+        published = _of_start(made, trained)
+        measured = await measure(bench, order, _form(name, published), until=half)
+    else:
+        published, measured, choice = await _better(bench, order, recipe, made, name=name, until=half)
     evidence = await examine(bench, order, measured, sense=True, until=until)
-    trained = made.trained
     training = Training(
         outcome=trained.outcome,
         rows=trained.rows,
@@ -50,6 +50,22 @@ async def prove_trained(bench: Bench, order: Order, recipe: Qat, made: Made, *, 
         choice=choice.why,
     )
     return Proven(made=_with_notes(published, training), evidence=replace(evidence, training=training))
+
+
+async def _better(
+    bench: Bench, order: Order, recipe: Qat, made: Made, *, name: str, until: float
+) -> tuple[Made, Measured, Choice]:
+    """Measure what was trained, and the start as the variant where that is better; return what is to be published."""
+    if made.trained is None:
+        raise ValueError("an artifact that was not trained is to be compared with its start")
+    first = bench.job.percent + _FIRST_SHARE * (until - bench.job.percent)
+    measured, choice = await _tried(bench, order, recipe, made, name=name, until=first)
+    if choice.returned == "trained" and measured is not None:
+        return made, measured, choice
+    start = _of_start(made, made.trained)
+    others = [_form(PTQ, start)] + ([_form(TRAINED, made)] if measured is not None else [])
+    again = await measure(bench, order, _form(name, start), others=tuple(others), until=until)
+    return start, again, choice
 
 
 async def _tried(
@@ -73,7 +89,7 @@ async def _tried(
         return measured, Choice(returned="trained", why="The evaluation rows score nothing.")
     if measured.score is None:
         return None, unmeasured(measured.failure or JobFailure("it was not scored."))
-    return measured, choose(measured.score, made.trained.outcome, recipe, variant=name)
+    return measured, choose(measured.score, recipe, variant=name)
 
 
 def _form(name: str, made: Made) -> Form:

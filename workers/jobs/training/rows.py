@@ -5,12 +5,10 @@ from math import floor
 
 from app.domain.datasets import DatasetManifest
 from app.domain.errors import DatasetUnfit
-from app.domain.metrics import Labels
 from app.domain.recipes import Qat
 from app.domain.reports import Report
+from app.domain.teaching import TAKES, has_labels
 from workers.jobs.rows import Chosen, calibrated_by, choose_calibration, choose_evaluation, chosen, same, sample
-
-_TAKES: dict[str, tuple[Labels, ...]] = {"cross_entropy": ("class", "class_map"), "mse": ("values",)}
 
 _SCORING_SHARE = 4
 """Without an evaluation dataset, a quarter of the rows scores."""
@@ -67,9 +65,9 @@ def check_labels(recipe: Qat, dataset: DatasetManifest) -> None:
     Raises:
         DatasetUnfit: they have not.
     """
-    if recipe.uses_labels and dataset.label_kind not in _TAKES[recipe.loss]:
+    if not has_labels(recipe, dataset.label_kind):
         raise DatasetUnfit(
-            f"The loss {recipe.loss!r} needs labels of the kind {_TAKES[recipe.loss][0]!r}, and those of dataset "
+            f"The loss {recipe.loss!r} needs labels of the kind {TAKES[recipe.loss][0]!r}, and those of dataset "
             f"{dataset.name!r} are {dataset.label_kind!r}: send others, or take 'distillation', which needs none."
         )
 

@@ -1,13 +1,17 @@
 """What training begins from: post-training quantizations, made once and kept in the store for a later attempt."""
 
+from functools import partial
+
 from app.catalogue.checkpoints import Checkpoints, KeptStart, KeptStarts
-from app.domain.errors import JobFailure, SandboxUnavailable, StoreUnavailable, Unavailable
+from app.domain.errors import JobFailure, SandboxUnavailable, Unavailable
 from app.domain.recipes import Qat
 from app.domain.recipes.summary import summary
 from app.domain.variants import Artifact
 from workers.jobs.bench import Bench
 from workers.jobs.files import inspect
 from workers.jobs.lookup import Order
+from workers.jobs.patience import taken_over
+from workers.jobs.refusals import check_smaller
 from workers.jobs.transforming import Made, put_aside, transform
 from workers.sandbox import output_path
 from workers.stages import VARIANT_OUTPUT, TransformResult
@@ -23,11 +27,13 @@ async def make_starts(
     """
     made: dict[str, Made] = {}
     failures: list[JobFailure] = []
+    name = (bench.job.variant if order.training is not None else None) or recipe.default_name
     began = bench.job.percent
     for number, start in enumerate(recipe.starts, 1):
         percent = began + (until - began) * number / len(recipe.starts)
         try:
             one = await transform(bench, order, start, until=percent, shown=shown, seconds=seconds)
+            check_smaller(one.artifact, order.float32.artifact, name=name)
         except SandboxUnavailable:
             raise
         except JobFailure as failure:
@@ -50,21 +56,27 @@ async def keep_starts(bench: Bench, checkpoints: Checkpoints, starts: dict[str, 
 
 
 async def kept_starts(bench: Bench, checkpoints: Checkpoints) -> dict[str, Made] | None:
-    """Bring what an earlier attempt began from; None if it is not all there."""
-    try:
-        kept = await checkpoints.starts()
-        return None if kept is None else await _brought(bench, checkpoints, kept)
-    except StoreUnavailable as error:
-        await bench.log(f"what an earlier attempt began from is made again: {error.message}")
+    """Bring what an earlier attempt began from; None if it is not all there.
+
+    Raises:
+        AttemptLost: the store is away.
+    """
+    kept = await taken_over(checkpoints.starts)
+    if kept is None:
         return None
+    found = await _brought(bench, checkpoints, kept)
+    if found is None:
+        await bench.log("what an earlier attempt began from is lost or damaged, and made again")
+    return found
 
 
-async def _brought(bench: Bench, checkpoints: Checkpoints, kept: KeptStarts) -> dict[str, Made]:
+async def _brought(bench: Bench, checkpoints: Checkpoints, kept: KeptStarts) -> dict[str, Made] | None:
     (bench.scratch / "made").mkdir(exist_ok=True)
     found: dict[str, Made] = {}
     for number, start in enumerate(kept.starts, 1):
         path = f"made/start-{number}.onnx"
-        await checkpoints.fetch_start(start, bench.scratch / path)
+        if not await taken_over(partial(checkpoints.fetch_start, start, bench.scratch / path)):
+            return None
         artifact: Artifact = inspect(bench, path)
         result = TransformResult(
             artifact=VARIANT_OUTPUT, execution=start.execution, libraries=start.libraries, notes=start.notes

@@ -14,11 +14,12 @@ from workers.stages import STOP_INPUT
 log = logging.getLogger(__name__)
 
 _ASK_EVERY_SECONDS = 1.0
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a reader would be waited for
 
 
 @asynccontextmanager
 async def stopped_on_request(bench: Bench) -> AsyncIterator[None]:
-    """Ask every second, inside the block, whether the job is to finish early, and tell the stage."""
+    """Ask every second, inside the block, whether the job is to finish early, and then tell the stage every second."""
     asking = asyncio.create_task(_ask(bench))
     try:
         yield
@@ -32,11 +33,22 @@ async def _ask(bench: Bench) -> None:
         if await _asked(bench):
             break
         await asyncio.sleep(_ASK_EVERY_SECONDS)
-    await bench.log("training was asked to end with what it has")
+    said = "training was asked to end with what it has"
+    await bench.log(said)
+    while True:
+        words = _request(bench.scratch)
+        if words not in (None, said):
+            await bench.log(words)
+            said = words
+        await asyncio.sleep(_ASK_EVERY_SECONDS)
+
+
+def _request(scratch: Path) -> str | None:
     try:
-        request_stop(bench.scratch)
+        request_stop(scratch)
     except OSError as error:  # a stage may have left anything there
-        await bench.log(f"training could not be told to end: {error.strerror}")
+        return f"training could not be told to end, and will be told again: {error.strerror}"
+    return None
 
 
 async def _asked(bench: Bench) -> bool:
@@ -52,6 +64,6 @@ def request_stop(scratch: Path) -> None:
     folder, name = Path(STOP_INPUT).parts
     inside = os.open(scratch / folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside))
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | _AS_IT_IS, 0o600, dir_fd=inside))
     finally:
         os.close(inside)
