@@ -255,13 +255,13 @@ def test_an_attempt_is_given_up_where_what_was_left_cannot_be_read(monkeypatch: 
     async def away() -> int:
         nonlocal calls
         calls += 1
-        if calls > 1:
-            monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0)
         raise StoreUnavailable("The store does not answer.")
 
-    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0.01)
     with pytest.raises(patience.AttemptLost, match=r"left cannot be read: The store does not answer\."):
         asyncio.run(patience.taken_over(away))
+    assert calls > 1
 
 
 def test_a_store_that_comes_back_costs_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
