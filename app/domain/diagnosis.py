@@ -8,6 +8,9 @@ from app.domain.recipes import PtqDynamic, StaticQuantization, WeightOnly
 from app.domain.recipes.static import WIDE
 from app.domain.reports import Latency, Report
 
+MOST_OF_IT = 0.9
+"""Share of the steps from which the best one is late."""
+
 SHOWN = 3
 """How many layers, findings or classes a sentence names."""
 
@@ -113,8 +116,12 @@ def _for_static(report: Report, recipe: StaticQuantization) -> Iterable[str]:
     names = [layer.name for layer in report.sensitivity[:SHOWN] if layer.name not in recipe.float_layers]
     if names:
         yield f"Name {_listed(names)} in float_layers."
-    if recipe.weight_bits != WIDE and recipe.rounding == "nearest":
+    if recipe.weight_bits != WIDE and recipe.rounding == "nearest" and report.training is None:
         yield "Learn the rounding: rounding brecq or adaround."
+    if report.training is None:
+        yield "Train it: technique qat, with labels or without."
+    elif report.training.outcome.best_step >= MOST_OF_IT * report.training.outcome.steps:
+        yield "Train longer: the best step was among the last."
     if report.calibration and report.calibration.rows < FEW_ROWS:
         yield f"Calibrate with more than {report.calibration.rows} rows: 300 are a good number."
     if recipe.observer == "min_max":

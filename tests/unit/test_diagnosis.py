@@ -6,6 +6,7 @@ from app.domain.diagnosis import diagnose, main_metric
 from app.domain.evidence import Finding, Interval, LayerReceipt, LayerRun, LayerSensitivity, MetricScore, Receipt
 from app.domain.recipes import PtqStatic, WeightOnly
 from app.domain.reports import Report
+from tests.trained import trained_report
 from tests.unit.test_cli_report import REPORT, latency
 
 
@@ -81,6 +82,17 @@ def test_wrong_normalisation_is_mended_before_anything_else() -> None:
     report = replace(REPORT, findings=(finding,))
     assert "Rows lie outside." in answer(report, 0)
     assert diagnose(report)[0].next[0].startswith("Mend the preprocessing first")
+
+
+def test_what_was_only_calibrated_may_be_trained_and_what_was_trained_to_its_end_longer() -> None:
+    trained = trained_report()
+    assert trained.training is not None
+    outcome = trained.training.outcome
+    last = replace(outcome, best_step=outcome.steps_done)
+    longer = replace(trained, training=replace(trained.training, outcome=last))
+    assert "Train it: technique qat" in steps(replace(trained, training=None), 0)
+    assert "Train longer" in steps(longer, 0)
+    assert "Train it" not in steps(longer, 0)
 
 
 def test_layers_that_fell_back_to_float_are_named() -> None:
