@@ -357,7 +357,7 @@ def _death(stage: str, code: int | None, *, hint: str) -> StageCrashed | None:
 
 
 def _read_result(stage: str, scratch: Path) -> Any:  # noqa: ANN401 - the record that `STAGES` names
-    with os.fdopen(_opened(scratch, RESULT), "rb") as file:
+    with open_output(scratch, RESULT) as file:
         text = file.read(MAX_RESULT_BYTES + 1)
     if len(text) > MAX_RESULT_BYTES:
         raise StageCrashed(f"The stage {stage!r} gave a result of more than {MAX_RESULT_BYTES:,} bytes.")

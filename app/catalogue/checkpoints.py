@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from app.catalogue.history import JobHistory
 from app.catalogue.records import from_json, to_json
@@ -27,6 +27,8 @@ KEPT = timedelta(days=7)
 
 MOST_STATES = 2
 """The newest, and the one before: a store may yet lose the newest."""
+
+Record = TypeVar("Record")
 
 _ROOT = "checkpoints"
 _STARTS, _RECORD, _STATE = "starts", "record.json", "state.safetensors"
@@ -116,7 +118,8 @@ class Checkpoints:
         if written != known:
             await self._store.delete(folder)
             raise StoreUnavailable(f"The checkpoint of step {step} changed while it was stored.")
-        if not await self._store.create(f"{folder}/{_RECORD}", to_json(state)) and await self._record(folder) != state:
+        created = await self._store.create(f"{folder}/{_RECORD}", to_json(state))
+        if not created and await self._record(State, folder) != state:
             raise StoreUnavailable(f"Another process has stored the checkpoint of step {step}.")
         await self._delete_older(starts)
         return state
@@ -160,12 +163,7 @@ class Checkpoints:
 
     async def starts(self) -> KeptStarts | None:
         """Return what is known of the artifacts to begin from; None if they are not all there."""
-        data = await self._store.read(path := f"{self._folder}/{_STARTS}/{_RECORD}")
-        try:
-            return from_json(KeptStarts, data, path=path) if data is not None else None
-        except RecordUnreadable as error:
-            log.warning("%s", error)
-            return None
+        return await self._record(KeptStarts, f"{self._folder}/{_STARTS}")
 
     async def fetch_start(self, start: KeptStart, to: Path) -> bool:
         """Copy an artifact to begin from into a local file; return False if it is lost or damaged."""
@@ -207,7 +205,7 @@ class Checkpoints:
 
     async def _whole(self, folder: str) -> State | None:
         """Return what is known of a state; None if its bytes or its record are not there."""
-        return await self._record(folder) if {_RECORD, _STATE} <= set(await self._store.files(folder)) else None
+        return await self._record(State, folder) if {_RECORD, _STATE} <= set(await self._store.files(folder)) else None
 
     async def _copied(self, path: str, to: Path) -> Written | None:
         """Copy an object into a local file; None if it is not there: that is told apart from a store that is away."""
@@ -219,10 +217,10 @@ class Checkpoints:
                 raise
             return None
 
-    async def _record(self, folder: str) -> State | None:
+    async def _record(self, kind: type[Record], folder: str) -> Record | None:
         data = await self._store.read(path := f"{folder}/{_RECORD}")
         try:
-            return from_json(State, data, path=path) if data is not None else None
+            return from_json(kind, data, path=path) if data is not None else None
         except RecordUnreadable as error:
             log.warning("%s", error)
             return None

@@ -1,12 +1,15 @@
 """Whether others answer like the program: ONNX Runtime before training, the engine after it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.errors import DatasetUnfit, ToolchainFailed
+from workers.openvino_engine import OpenVinoSession
 from workers.toolchains.finish import ONNXRUNTIME_ERRORS
 from workers.toolchains.octet.rounding.playback import open_session
 from workers.training.losses import is_classes
@@ -40,14 +43,24 @@ def check_numbers(program: Program, rows: Mapping[str, Tensor]) -> None:
     except ONNXRUNTIME_ERRORS as error:
         raise DatasetUnfit(f"The model cannot answer the training rows ({str(error)[:200]}).") from error
     for name, wanted in zip(outputs, given, strict=True):
-        exact = wanted.astype(np.float64)
-        noise = float(np.square(found[name].numpy().astype(np.float64) - exact).sum())
-        energy = float(np.square(exact).sum())
+        noise, energy = noise_and_energy(found[name].numpy(), wanted)
         if not noise <= energy * 10 ** (-_LEAST_SQNR_DB / 10):
             raise ToolchainFailed(
                 f"Torch and ONNX Runtime do not agree on the output {name[:80]!r} of the quantized graph (noise "
                 f"{noise:.2g} of {energy:.2g}): it cannot be trained; take ptq_static."
             )
+
+
+def engine_answer(session: OpenVinoSession, inputs: Mapping[str, Tensor], output: str) -> NDArray[Any]:
+    """Return a copy of what the engine gives for one output."""
+    found: NDArray[Any] = session.infer({name: tensor.numpy() for name, tensor in inputs.items()})[output].copy()
+    return found
+
+
+def noise_and_energy(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, float]:
+    """Return the squared difference of two tensors and the square of the second, summed."""
+    exact = wanted.astype(np.float64)
+    return float(np.square(found.astype(np.float64) - exact).sum()), float(np.square(exact).sum())
 
 
 def alike(mine: torch.Tensor, theirs: torch.Tensor, *, values: bool) -> int:

@@ -1,7 +1,6 @@
 """What training will need, from rehearsals on few rows, before it takes it."""
 
 import time
-from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -19,18 +18,6 @@ _TRANSIENT = 1.5
 """Gradients of activations live beside the activations that are still kept, but not all at once."""
 _COPIES = 7
 """Of every parameter: its gradient, two moments, the best state, a checkpoint on its way twice, and what is updated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """
-    Attributes:
-        memory_bytes: of the largest process, mapped files aside.
-        seconds: of all steps and looks that are left.
-    """
-
-    memory_bytes: int
-    seconds: float
 
 
 def check_memory(trainer: Trainer, program: Program, material: Material, spec: TrainSpec, *, size: int) -> int:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -192,13 +193,13 @@ class Trainer:
         self._count(loss, rate)
         if not math.isfinite(loss) or self._diverges():
             return "diverged", self._diverged(loss, rate)
-        if journal.step in self._looks() and (ended := self._judge(rate)) is not None:
+        if journal.step in self._looks and (ended := self._judge(rate)) is not None:
             return ended
         self._speed = _smooth(self._speed, self._recipe.batch_size / (time.monotonic() - began))
         if due:
             self._save()
         self._tell(force=False)
-        if (stop or late) and journal.step not in self._looks():
+        if (stop or late) and journal.step not in self._looks:
             self._judge(rate)  # or what was learned since the last look is lost
         if stop:
             return "stopped on request", f"Stopped on request after step {journal.step} of {self.steps}."
@@ -246,7 +247,7 @@ class Trainer:
         if journal.first is None:
             journal.first = loss
         journal.recent = [*journal.recent[1 - JUDGED :], loss]
-        if journal.step % max(1, math.ceil(2 * self.steps / MOST_POINTS)) == 0 and journal.step not in self._looks():
+        if journal.step % max(1, math.ceil(2 * self.steps / MOST_POINTS)) == 0 and journal.step not in self._looks:
             self._point(rate, None)
 
     def _point(self, rate: float, look: Look | None) -> None:
@@ -264,9 +265,10 @@ class Trainer:
         )
         self._journal.losses = []
 
-    def _looks(self) -> set[int]:
+    @cached_property
+    def _looks(self) -> frozenset[int]:
         looks = min(self._recipe.looks, self.steps)
-        return {round(number * self.steps / looks) for number in range(1, looks + 1)}
+        return frozenset(round(number * self.steps / looks) for number in range(1, looks + 1))
 
     def _judge(self, rate: float) -> tuple[Ended, str] | None:
         look, journal = self.look(), self._journal

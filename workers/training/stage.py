@@ -2,11 +2,11 @@
 
 import hashlib
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,11 @@ from workers.stages import CHECKPOINT_OUTPUT, VARIANT_OUTPUT, TrainingTeller, Tr
 from workers.toolchains.finish import finish
 from workers.toolchains.graph import load_graph
 from workers.toolchains.libraries import versions
+from workers.toolchains.octet.rounding.threads import cores
 from workers.toolchains.prepare import prepare
 from workers.training import forecast, state
 from workers.training.batch_norms import norms_of
-from workers.training.checking import CHECKED_ROWS, alike, answers, check_numbers
+from workers.training.checking import CHECKED_ROWS, alike, answers, check_numbers, engine_answer
 from workers.training.crew import Crew, current
 from workers.training.loop import Ending, Look, Trainer
 from workers.training.material import Material, material_of
@@ -171,7 +172,7 @@ class _Training:
     def _unrounded(self, begun: Begun, rows: Mapping[str, Tensor]) -> frozenset[str]:
         """Ask the engine which quantizers of a start it does not round at."""
         session, name = self._session(self._spec.starts[begun.place].artifact), begun.program.outputs[0]
-        theirs = session.infer({each: tensor.numpy() for each, tensor in rows.items()})[name].copy()
+        theirs = engine_answer(session, rows, name)
 
         def answer(candidate: frozenset[str]) -> NDArray[np.float32]:
             begun.program.only_cut(candidate)
@@ -181,8 +182,7 @@ class _Training:
 
     def _session(self, artifact: str) -> OpenVinoSession:
         execution = Execution(float_precision=self._recipe.float_precision)
-        cores = len(os.sched_getaffinity(0))
-        return OpenVinoSession((self._scratch / artifact).read_bytes(), execution, self._spec.signature, cores)
+        return OpenVinoSession((self._scratch / artifact).read_bytes(), execution, self._spec.signature, cores())
 
     def _trainer(self, begun: Begun, training: Material, held_out: Material) -> Trainer:
         return Trainer(
@@ -203,7 +203,7 @@ class _Training:
         """
         for path in (CHECKPOINT_OUTPUT, self._spec.checkpoint):
             found = state.read(self._scratch / path) if path is not None and (self._scratch / path).exists() else None
-            if found is not None and found.journal.fingerprint == self._fingerprint():
+            if found is not None and found.journal.fingerprint == self._fingerprint:
                 return found
             if path is not None and path == self._spec.checkpoint:
                 why = "it cannot be read" if found is None else "it is of another recipe, other rows or another release"
@@ -212,6 +212,7 @@ class _Training:
                     sys.stdout.write(f"{self._unused[0]}\n")
         return None
 
+    @cached_property
     def _fingerprint(self) -> str:
         """Return a hash of all that the result depends on but the start and the machine: also what computes it."""
         spec = self._spec
@@ -232,7 +233,7 @@ class _Training:
     def _journal(self, begun: Begun, looks: dict[int, tuple[Look, float]]) -> Journal:
         first = looks[begun.place][0]
         return Journal(
-            fingerprint=self._fingerprint(),
+            fingerprint=self._fingerprint,
             start=begun.sha256,
             unrounded=sorted(begun.unrounded),
             starts=[
@@ -254,7 +255,7 @@ class _Training:
         checked = same = 0
         for inputs, _ in held_out.all(rank=0, size=1):
             mine = answers(begun.program, inputs)[name]
-            theirs = torch.from_numpy(session.infer({each: own.numpy() for each, own in inputs.items()})[name].copy())
+            theirs = torch.from_numpy(engine_answer(session, inputs, name))
             checked, same = checked + len(mine), same + alike(mine, theirs, values=self._spec.values)
         return checked, same
 

@@ -11,14 +11,13 @@ from app.domain.errors import ToolchainFailed
 from app.domain.recipes import Qat
 from app.domain.recipes.static import WIDE
 from workers.toolchains.graph import load_graph
+from workers.toolchains.octet.rounding.layers import OPERATORS
 from workers.toolchains.octet.rounding.wiring import Wiring
 from workers.training import biases
 from workers.training.batch_norms import Norm
 from workers.training.latents import latents_of
 from workers.training.losses import Objective
 from workers.training.program import Program
-
-_COMPUTING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +93,6 @@ def last_read(model: onnx.ModelProto) -> str:
     """
     wiring = Wiring(model.graph)
     for node in reversed(wiring.nodes):
-        if node.op_type in _COMPUTING and node.input[1] in wiring.constants and node.input[0] not in wiring.constants:
+        if node.op_type in OPERATORS and node.input[1] in wiring.constants and node.input[0] not in wiring.constants:
             return str(node.input[0])
     raise ToolchainFailed("The graph has no layer with weights, whose input could be learned: take 'distillation'.")

@@ -1,6 +1,5 @@
 """Who answers the training rows for distillation: a float32 graph in ONNX Runtime."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from app.domain.errors import DatasetUnfit, SignatureMismatch, ToolchainFailed
 from app.domain.teaching import pair
 from app.domain.tensors import Signature
 from workers.toolchains.finish import ONNXRUNTIME_ERRORS
+from workers.toolchains.octet.rounding.threads import cores
 from workers.training.rows import Arrays, Rows, mapped
 
 _MOST_KEPT_BYTES = 2**30
@@ -99,7 +99,7 @@ class Answers:
 
 def threads_of(processes: int) -> int:
     """Return how many threads each of some processes may use."""
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+    return max(1, cores() // processes)
 
 
 def renaming(theirs: Signature, mine: Signature, *, teacher: str) -> dict[str, str]:

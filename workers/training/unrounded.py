@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.toolchains.octet.rounding.layers import OPERATORS
 from workers.toolchains.octet.rounding.levels import Levels, levels_of
 from workers.toolchains.octet.rounding.wiring import Wiring
-
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_ENERGY_FLOOR = 1e-30
+from workers.training.checking import noise_and_energy
 
 
 def unrounded(
@@ -28,7 +27,7 @@ def unrounded(
     """
     best, least = frozenset[str](), np.inf
     for candidate in _candidates(wiring):
-        noise = _noise(answer(candidate), engine)
+        noise, _ = noise_and_energy(answer(candidate), engine)
         if noise < least:
             best, least = candidate, noise
     return best
@@ -49,12 +48,7 @@ def _candidates(wiring: Wiring) -> Iterator[frozenset[str]]:
 def _sum_after(levels: Levels, wiring: Wiring) -> str | None:
     """Return the Add that alone reads a quantizer, itself the only reader of a layer; None for any other quantizer."""
     layer, readers = wiring.maker(levels.source), levels.dequantizes
-    if layer is None or layer.op_type not in _LAYERS or wiring.only_taker(levels.source) is None or len(readers) != 1:
+    if layer is None or layer.op_type not in OPERATORS or wiring.only_taker(levels.source) is None or len(readers) != 1:
         return None
     reader = wiring.only_taker(readers[0].output[0])
     return str(reader.output[0]) if reader is not None and reader.op_type == "Add" else None
-
-
-def _noise(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    exact = wanted.astype(np.float64)
-    return float(np.square(found - exact).sum() / max(float(np.square(exact).sum()), _ENERGY_FLOOR))
