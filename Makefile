@@ -24,8 +24,9 @@ demo: setup
 run: setup
 	$(BIN)/octet serve
 
+# pytest-xdist waits for ever when it restarts a process that has crashed while it distributes files.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests --ignore tests/unit
 
 check: setup
 	$(BIN)/ruff format --check .

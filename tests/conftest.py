@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,36 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # tests import grpc themselves, before `app.rpc` could say so
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give what schemathesis makes of one function a name for every route: pytest-xdist runs one test of a name."""
+    if (label := getattr(item, "operation_label", None)) and item.parent is not None:
+        item._id = item.parent.id.child(f"{item.name}[{label}]")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that share a name, of which pytest-xdist would leave out all but one without a word."""
+    twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"several tests have the name {twice[0]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what failed when it fails: a run that is broken off never comes to its summary."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_AtOnce(reporter), "failures-at-once")
+
+
+class _AtOnce:
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._reporter.write_line(f"\n{report.nodeid}, {report.when}: {report.longreprtext}")
 
 
 @pytest.fixture(autouse=True)

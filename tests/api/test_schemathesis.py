@@ -69,7 +69,7 @@ def described(tmp_path_factory: pytest.TempPathFactory, redis: Redis) -> Iterato
 @pytest.mark.slow
 @SCHEMA.parametrize()
 @settings(
-    max_examples=int(__import__("os").environ.get("N", "20")),
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,
