@@ -2,17 +2,18 @@
 
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import boto3
 import psutil
@@ -49,6 +50,26 @@ def free_port() -> int:
 def clean_environment() -> dict[str, str]:
     """Return the environment without whatever would set up an Octet."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("OCTET_", "PROMETHEUS_"))}
+
+
+@contextmanager
+def program(command: Sequence[str | Path], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """Run a program that is killed when the block ends: a test that fails waits for nothing."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said_through(pipe: Path, *, seconds: float = 60) -> str:
+    """Return what a process writes into a pipe with a name; fail if none does in time."""
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert select.select([end], [], [], seconds)[0], f"nothing came through {pipe.name} within {seconds} s"
+        return os.read(end, 4096).decode()
+    finally:
+        os.close(end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from app.domain.variants import Artifact, Execution, Precision, Variant
 from app.serving.host import RunnerHost
 from app.serving.pool import RunnerPool
 from app.serving.terms import PoolLimits
-from tests.running import clean_environment, wait_until
+from tests.running import clean_environment, program, wait_until
 
 TIMEOUT_SECONDS = 30.0
 
@@ -154,12 +154,9 @@ def host_process(folder: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m app.hosting` at the socket `path` for the artifacts of `folder/cache`; kill it in the end."""
     told = {"OCTET_DATA_DIR": str(folder), "OCTET_RUNNER_THREADS": "1"}
     command = [sys.executable, "-m", "app.hosting", str(path)]
-    with subprocess.Popen(command, env=clean_environment() | told) as process:
-        try:
-            wait_until(lambda: _listens(path), what="the host listens")
-            yield process
-        finally:
-            process.kill()
+    with program(command, env=clean_environment() | told) as process:
+        wait_until(lambda: _listens(path), what="the host listens")
+        yield process
 
 
 def _listens(path: Path) -> bool:

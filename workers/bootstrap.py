@@ -19,12 +19,12 @@ from app.settings import Settings
 from app.telemetry.instruments import Instruments
 from app.telemetry.logs import configure
 from workers import own_network
+from workers.confinement import missing_protections
 from workers.jobs.attempt import attempt, lose
 from workers.jobs.bench import Workshop
 from workers.jobs.scratch import sweep
-from workers.limits import Machines
+from workers.limits import Limits, Machines
 from workers.queue_worker import JobWorker
-from workers.sandbox import Limits, missing_protections
 
 log = logging.getLogger(__name__)
 

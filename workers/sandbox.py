@@ -1,64 +1,46 @@
 """Runs one stage of a job in a process that can do nothing but its work, and watches it from outside.
 
-What comes back is a claim: lengths, numbers and files are checked here; whether it is true is the job's business.
+What it says meanwhile and leaves behind is read by `workers.claims`; whether it is true is the job's business.
 """
 
 import asyncio
-import json
 import os
 import signal
-import stat
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 import workers
-from app.domain.errors import (
-    DoesNotFit,
-    InternalFailure,
-    InvalidInput,
-    JobFailure,
-    StageCrashed,
-    WorkerLost,
-    job_failure,
-)
-from app.domain.training import MOST_STEPS, TrainingProgress
+from app.domain.errors import DoesNotFit, JobFailure, StageCrashed
 from workers import usage
-from workers.confinement import ALLOW_UNSANDBOXED, missing_protections
+from workers.claims import (
+    RESULT,
+    Heard,
+    OnCheckpoint,
+    OnLog,
+    OnProgress,
+    OnTraining,
+    read_result,
+    relay_channel,
+    relay_output,
+)
+from workers.confinement import ALLOW_UNSANDBOXED
 from workers.family import Family
 from workers.limits import Limits
 from workers.stages import CHECKPOINT_OUTPUT, STAGES, TrainSpec
 from workers.trees import remove_tree
 
-__all__ = ["Limits", "environment", "missing_protections", "open_output", "output_path", "run_stage"]
-
-OnProgress = Callable[[float, str], Awaitable[None]]
-OnLog = Callable[[str], Awaitable[None]]
 OnMemory = Callable[[int], None]
-OnTraining = Callable[[TrainingProgress], Awaitable[None]]
-OnCheckpoint = Callable[[int], Awaitable[None]]
 
-RESULT = "result.json"
 POLL_SECONDS = 0.1
-MAX_RESULT_BYTES = 4 * 2**20
-MAX_LOG_BYTES = 2**20
-MAX_LOG_LINES = 10_000
-MAX_LINE_BYTES = 4_000
-MAX_HINT_CHARS = 200
-MAX_MESSAGE_CHARS = 600
-MAX_STEP_CHARS = 100
-MAX_TEXT_CHARS = 256
-
-_TRAINING = TypeAdapter(TrainingProgress)
-_Said = TypeVar("_Said")
 
 
 async def run_stage(
@@ -94,13 +76,13 @@ async def run_stage(
     given = TypeAdapter[Any](entry.spec).dump_json(spec)
     program = _program(getattr(spec, "processes", 1), limits)
     async with _started(stage, scratch, program, limits=limits, allow_unsandboxed=allow_unsandboxed) as child:
-        heard = _Heard()
+        heard = Heard()
         guard = asyncio.create_task(_guard(child, scratch, limits, on_memory))
         await _all_or_none(
             guard,
-            asyncio.create_task(_relay_output(child.output, heard, on_log=on_log, scratch=scratch)),
+            asyncio.create_task(relay_output(child.output, heard, on_log=on_log, scratch=scratch)),
             asyncio.create_task(
-                _relay_channel(
+                relay_channel(
                     child.channel,
                     heard,
                     on_progress=on_progress,
@@ -114,61 +96,7 @@ async def run_stage(
     failure = guard.result() or said or _death(stage, child.process.returncode, hint=heard.hint)
     if failure is not None:
         raise failure
-    return _read_result(stage, scratch)
-
-
-def output_path(scratch: Path, relative: str) -> Path:
-    """Return the path of a file that a stage says it wrote, after its process has ended.
-
-    Raises:
-        StageCrashed: it is not a plain file below `scratch`: missing, a link, a device, or outside.
-    """
-    os.close(_opened(scratch, relative))
-    return scratch / relative
-
-
-def open_output(scratch: Path, relative: str) -> BinaryIO:
-    """Open a file that a stage says it wrote, while its process may still replace it by renaming: this one stays whole.
-
-    Raises:
-        StageCrashed: it is not a plain file below `scratch`.
-    """
-    return os.fdopen(_opened(scratch, relative), "rb")
-
-
-def _opened(scratch: Path, relative: str) -> int:
-    parts = Path(relative).parts
-    if not parts or Path(relative).is_absolute() or ".." in parts or "\0" in relative:
-        raise _bad_output(relative)
-    below = os.O_NOFOLLOW | os.O_CLOEXEC
-    folder = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parts[:-1]:
-            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | below, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        file = os.open(parts[-1], os.O_RDONLY | os.O_NONBLOCK | below, dir_fd=folder)
-    except OSError as error:
-        raise _bad_output(relative) from error
-    finally:
-        os.close(folder)
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # none: it was replaced meanwhile
-        os.close(file)
-        raise _bad_output(relative)
-    return file
-
-
-def _bad_output(relative: str) -> StageCrashed:
-    return StageCrashed(f"The stage's output {_printable(relative, 100)!r} is not a plain file of its scratch folder.")
-
-
-@dataclass(slots=True)
-class _Heard:
-    """What the child has said so far."""
-
-    failure: JobFailure | None = None
-    hint: str = ""
+    return read_result(stage, scratch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,122 +282,3 @@ def _death(stage: str, code: int | None, *, hint: str) -> StageCrashed | None:
         how = f"ended with exit code {code}"
     said = f" after saying: {hint}" if hint else ""
     return StageCrashed(f"The stage {stage!r} {how}{said}. The job's log has the details.")
-
-
-def _read_result(stage: str, scratch: Path) -> Any:  # noqa: ANN401 - the record that `STAGES` names
-    with open_output(scratch, RESULT) as file:
-        text = file.read(MAX_RESULT_BYTES + 1)
-    if len(text) > MAX_RESULT_BYTES:
-        raise StageCrashed(f"The stage {stage!r} gave a result of more than {MAX_RESULT_BYTES:,} bytes.")
-    try:
-        return TypeAdapter[Any](STAGES[stage].result).validate_json(json.dumps(_clean(json.loads(text))))
-    except (ValueError, RecursionError, InvalidInput) as error:
-        raise StageCrashed(f"The stage {stage!r} gave a result that is not its record.") from error
-
-
-def _clean(claim: object) -> object:
-    """Cut every text of a result and make it printable: it ends up in manifests, reports and terminals."""
-    if isinstance(claim, str):
-        return _printable(claim, MAX_TEXT_CHARS)
-    if isinstance(claim, list):
-        return [_clean(one) for one in claim]
-    if isinstance(claim, dict):
-        return {_printable(name, MAX_TEXT_CHARS): _clean(value) for name, value in claim.items()}
-    return claim
-
-
-async def _batches(reader: asyncio.StreamReader) -> AsyncIterator[list[str]]:
-    """Read lines as they come, each cut at a limit and made printable; slower than a flood, which then waits."""
-    rest = b""
-    while chunk := await reader.read(2**16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        rest = rest[:MAX_LINE_BYTES]
-        if lines:
-            yield [line[:MAX_LINE_BYTES].decode(errors="replace") for line in lines]
-            await asyncio.sleep(POLL_SECONDS / 4)
-    if rest:
-        yield [rest.decode(errors="replace")]
-
-
-async def _relay_output(reader: asyncio.StreamReader, heard: _Heard, *, on_log: OnLog, scratch: Path) -> None:
-    lines, size, full = 0, 0, False
-    async for batch in _batches(reader):
-        for raw in batch:
-            line = _without_paths(_printable(raw, MAX_LINE_BYTES), scratch)
-            heard.hint = _printable(line.strip(), MAX_HINT_CHARS) or heard.hint
-            if full:
-                continue
-            lines, size = lines + 1, size + len(line)
-            full = lines >= MAX_LOG_LINES or size >= MAX_LOG_BYTES
-            await on_log("… the rest was not kept" if full else line)
-
-
-async def _relay_channel(
-    reader: asyncio.StreamReader,
-    heard: _Heard,
-    *,
-    on_progress: OnProgress,
-    on_training: OnTraining | None,
-    on_checkpoint: OnCheckpoint | None,
-) -> None:
-    async for batch in _batches(reader):
-        messages = [message for line in batch if (message := _message(line)) is not None]
-        heard.failure = heard.failure or next(filter(None, map(_reported, messages)), None)
-        if (progress := _last(_progress, messages)) is not None:
-            await on_progress(*progress)
-        if on_training is not None and (training := _last(_training, messages)) is not None:
-            await on_training(training)
-        if on_checkpoint is not None and (step := _last(_checkpoint, messages)) is not None:
-            await on_checkpoint(step)
-
-
-def _last(read: Callable[[dict[str, object]], _Said | None], messages: list[dict[str, object]]) -> _Said | None:
-    """Return what the last of the messages that says such a thing says."""
-    return next((said for message in reversed(messages) if (said := read(message)) is not None), None)
-
-
-def _message(line: str) -> dict[str, object] | None:
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) else None
-
-
-def _reported(message: dict[str, object]) -> JobFailure | None:
-    code, text = message.get("code"), message.get("message")
-    if not isinstance(code, str) or not isinstance(text, str):
-        return None
-    failure = job_failure(code, _printable(text, MAX_MESSAGE_CHARS))
-    return StageCrashed(failure.message) if isinstance(failure, (WorkerLost, InternalFailure)) else failure
-
-
-def _progress(message: dict[str, object]) -> tuple[float, str] | None:
-    share, step = message.get("progress"), message.get("step")
-    if not isinstance(share, (int, float)) or not isinstance(step, str) or not 0 <= share <= 1:
-        return None
-    return float(share), _printable(step, MAX_STEP_CHARS)
-
-
-def _training(message: dict[str, object]) -> TrainingProgress | None:
-    try:
-        return _TRAINING.validate_json(json.dumps(message.get("training")), strict=True)
-    except ValidationError:
-        return None
-
-
-def _checkpoint(message: dict[str, object]) -> int | None:
-    step = message.get("checkpoint")
-    return step if type(step) is int and 0 <= step <= MOST_STEPS else None
-
-
-def _printable(text: str, most: int) -> str:
-    kept = "".join(char if char.isprintable() else " " for char in text[: most + 1])
-    return kept if len(kept) <= most else kept[: most - 1] + "…"
-
-
-def _without_paths(line: str, scratch: Path) -> str:
-    """Say `…/file.py` for a file of this machine: a user may read the log."""
-    for folder in (str(scratch), sys.prefix, sys.base_prefix, *(str(Path(path).parent) for path in workers.__path__)):
-        line = line.replace(f"{folder}/", "…/")
-    return line

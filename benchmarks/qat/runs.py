@@ -18,7 +18,8 @@ from benchmarks.qat.answers import Classes, apart, engine_classes, module_classe
 from benchmarks.qat.arithmetic import Flags, pairs_of
 from benchmarks.qat.journal import Taken, TrainedFacts
 from benchmarks.qat.subject import FLOAT32, Subject, source
-from workers.sandbox import Limits, run_stage
+from workers.limits import Limits
+from workers.sandbox import run_stage
 from workers.stages import VARIANT_OUTPUT, Start, TrainResult, TrainSpec, TransformSpec
 
 LIMITS = Limits(memory_bytes=8 * 2**30, scratch_bytes=8 * 2**30, seconds=4 * 3600)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract import hostile
-from workers.sandbox import Limits, run_stage
+from tests.running import said_through
+from workers.limits import Limits
+from workers.sandbox import run_stage
 from workers.stages import ConvertSpec
 
 LIMITS = Limits(memory_bytes=4 * 2**30, scratch_bytes=256 * 2**20, seconds=120)
@@ -86,5 +88,4 @@ async def started(scratch: Path, running: Coroutine[Any, Any, Any]) -> tuple[asy
     """Run a stage until its code writes its process id to the pipe `started`."""
     os.mkfifo(scratch / "started")
     task = asyncio.create_task(running)
-    pid = await asyncio.wait_for(asyncio.to_thread((scratch / "started").read_text), 60)
-    return task, int(pid)
+    return task, int(await asyncio.to_thread(said_through, scratch / "started"))

@@ -17,7 +17,8 @@ from app.domain.models import ModelFormat
 from app.domain.preprocessing import ImagePreprocessing
 from tests import graphs
 from tests.contract import hostile
-from workers.sandbox import Limits, run_stage
+from workers.limits import Limits
+from workers.sandbox import run_stage
 from workers.stages import ConvertResult, ConvertSpec, VerifyResult, VerifySpec
 
 LIMITS = Limits(memory_bytes=3 * 2**30, scratch_bytes=2**30, seconds=120)

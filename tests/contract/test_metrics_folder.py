@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.running import clean_environment
+from tests.running import clean_environment, program
 
 _HOLDS_TWO_VARIANTS = """
 import time
@@ -36,13 +36,10 @@ def environment(folder: Path) -> dict[str, str]:
 @contextmanager
 def gateway_like(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-c", _HOLDS_TWO_VARIANTS]
-    with subprocess.Popen(command, env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"set\n"
-            yield process
-        finally:
-            process.kill()
+    with program(command, env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"set\n"
+        yield process
 
 
 def shown(folder: Path) -> str:

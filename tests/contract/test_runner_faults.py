@@ -19,6 +19,7 @@ from app.domain.variants import Variant
 from app.serving.pool import RunnerPool
 from app.serving.terms import PoolLimits
 from tests.graphs import INPUT, OUTPUT, conv_classifier, rows
+from tests.running import program
 from tests.serving import (
     FOREVER,
     TIMEOUT_SECONDS,
@@ -349,7 +350,7 @@ def test_runners_go_with_a_gateway_that_is_killed(tmp_path: Path, loop: str) -> 
     """
     root = Path(app.__file__).parent.parent
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as gateway:
+    with program(command, stdout=subprocess.PIPE, cwd=root, text=True) as gateway:
         assert gateway.stdout is not None
         pid = int(gateway.stdout.readline())
         gateway.kill()

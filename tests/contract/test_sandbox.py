@@ -24,7 +24,11 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from tests.contract import hostile
 from tests.needs import absent
-from workers.sandbox import Limits, missing_protections, output_path, run_stage
+from tests.running import program, said_through
+from workers.confinement import missing_protections
+from workers.limits import Limits
+from workers.outputs import output_path
+from workers.sandbox import run_stage
 from workers.stages import ConvertSpec, Form, RowSource, TransformResult, TransformSpec, WeighResult, WeighSpec
 from workers.trees import remove_tree
 
@@ -203,8 +207,8 @@ def test_a_stage_dies_with_the_process_that_started_it(scratch: Path) -> None:
         "asyncio.run(t._attack(pathlib.Path(sys.argv[1]), t.ENDLESS))"
     )
     os.mkfifo(scratch / "started")
-    with subprocess.Popen([sys.executable, "-c", script, scratch]) as parent:
-        child = os.pidfd_open(int((scratch / "started").read_text()))
+    with program([sys.executable, "-c", script, scratch]) as parent:
+        child = os.pidfd_open(int(said_through(scratch / "started")))
         parent.kill()
     ended, _, _ = select.select([child], [], [], 30)
     os.close(child)
@@ -378,4 +382,4 @@ async def _started(scratch: Path, attack: Coroutine[Any, Any, Any]) -> tuple[asy
     """Start an attack and wait until its code runs; it says its process id through a named pipe."""
     os.mkfifo(scratch / "started")
     task = asyncio.create_task(attack)
-    return task, int(await asyncio.to_thread((scratch / "started").read_text))
+    return task, int(await asyncio.to_thread(said_through, scratch / "started"))

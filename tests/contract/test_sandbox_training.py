@@ -26,9 +26,11 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from tests.contract import crews
 from tests.needs import absent, need_own_network
+from tests.running import program, said_through
 from workers import usage
-from workers.limits import Machines
-from workers.sandbox import Limits, missing_protections, run_stage
+from workers.confinement import missing_protections
+from workers.limits import Limits, Machines
+from workers.sandbox import run_stage
 from workers.stages import VARIANT_OUTPUT, RowSource, Start, TrainResult, TrainSpec, TransformResult, TransformSpec
 from workers.training.join import Member, Order, follow
 
@@ -196,8 +198,8 @@ def test_all_processes_die_with_the_one_that_started_the_stage(tmp_path: Path) -
         "asyncio.run(crews.execute(pathlib.Path(sys.argv[1]), crews.WAITS))"
     )
     os.mkfifo(tmp_path / "started")
-    with subprocess.Popen([sys.executable, "-c", script, tmp_path]) as parent:
-        rank = os.pidfd_open(int((tmp_path / "started").read_text()))
+    with program([sys.executable, "-c", script, tmp_path]) as parent:
+        rank = os.pidfd_open(int(said_through(tmp_path / "started")))
         parent.kill()
     _assert_ended([rank])
 
@@ -215,11 +217,8 @@ def test_two_machines_train_together(begun: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "job"
     shutil.copytree(begun, scratch)
     command = [sys.executable, "-m", "workers.join", endpoint, "--rank", "1", "--scratch", str(tmp_path)]
-    with subprocess.Popen(command) as other:
-        try:
-            result: TrainResult = asyncio.run(_stage("train", _spec(steps=8, processes=2), scratch, limits=limits))
-        finally:
-            other.kill()
+    with program(command):
+        result: TrainResult = asyncio.run(_stage("train", _spec(steps=8, processes=2), scratch, limits=limits))
     assert result.outcome.processes == 2
     assert result.outcome.wire is not None
 
@@ -343,7 +342,7 @@ def _status(pid: int) -> str:
 
 CONFINED = """
 import pathlib, socket, subprocess, sys
-from workers.confinement import confine_launcher
+from workers.confinement import confine_launcher, missing_protections
 confine_launcher(pathlib.Path(sys.argv[1]))
 subprocess.run([sys.executable, "-c", ""], check=True)
 tried = {"write": lambda: open(sys.argv[2], "w"), "read": lambda: open("/etc/passwd"),

@@ -23,8 +23,9 @@ from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
 from tests.contract import programs
 from tests.contract.programs import Arrays, Imported, drawn, imported
+from workers.limits import Limits
 from workers.openvino_engine import OpenVinoSession
-from workers.sandbox import Limits, run_stage
+from workers.sandbox import run_stage
 from workers.stages import RowSource, TransformSpec
 
 COMPUTE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")

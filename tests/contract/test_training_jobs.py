@@ -28,13 +28,14 @@ from tests import graphs
 from tests.contract import hostile
 from tests.needs import absent
 from tests.running import Redis, wait_until
+from workers.confinement import missing_protections
 from workers.jobs import patience
 from workers.jobs.bench import Bench, Workshop
 from workers.jobs.training.keeping import Keeper
 from workers.jobs.training.stopping import request_stop, stopped_on_request
 from workers.limits import Limits
 from workers.measure.row_identity import overlap
-from workers.sandbox import missing_protections, run_stage
+from workers.sandbox import run_stage
 from workers.stages import CHECKPOINT_OUTPUT, STOP_INPUT, ConvertSpec, OverlapSpec, RowSource
 
 LIMITS = Limits(memory_bytes=2 * 2**30, scratch_bytes=256 * 2**20, seconds=120)

@@ -11,6 +11,7 @@ import pytest
 
 from app.domain.errors import OutOfDisk
 from tests.needs import absent
+from tests.running import program
 from workers import usage
 from workers.limits import Limits
 
@@ -35,14 +36,12 @@ sys.stdin.read()
 def written(scratch: Path, states: int) -> Iterator[int]:
     """Give the id of a process that has replaced its state so many times, and waits."""
     command = [sys.executable, "-c", WRITES, str(states)]
-    with subprocess.Popen(command, cwd=scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with program(command, cwd=scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         if usage.written_bytes(process.pid) < states * STATE_BYTES:
-            process.kill()
             absent("a disk behind the folder for temporary files, and a kernel that counts what is written to it")
         yield process.pid
-        process.kill()
 
 
 def test_a_stage_that_trains_may_replace_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +65,7 @@ def test_a_link_in_the_place_of_the_state_allows_nothing(tmp_path: Path) -> None
 
 
 def test_a_process_has_an_age() -> None:
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as younger:
+    with program(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as younger:
         assert 0 <= usage.age_seconds(younger.pid) <= usage.age_seconds(1)
         younger.kill()
         younger.wait()

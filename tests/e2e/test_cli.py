@@ -16,7 +16,7 @@ import pytest
 
 from app.client import Octet
 from tests import graphs
-from tests.running import Service
+from tests.running import Service, program
 
 ROWS, CLASSES = 80, 4
 
@@ -207,7 +207,7 @@ def test_a_job_is_shown_with_its_log_and_its_steps(terminal: Terminal) -> None:
 @pytest.mark.usefixtures("report")
 def test_ctrl_c_ends_with_130_and_leaves_the_job_alone(terminal: Terminal, octet: Octet) -> None:
     command = terminal.command("quantize", "cli-model", "--calibration", "cli-calibration", "--variant", "cli-left")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with program(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         process.stderr.readline()  # the first line of progress
         process.send_signal(signal.SIGINT)

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from app.domain.serving import BatchStatistics, CurvePoint, Knobs, RunnerStatus,
 from app.telemetry.instruments import Instruments
 from app.telemetry.processes import find
 from app.telemetry.runners import RunnerReadings
+from tests.running import program
 from tests.unit.test_telemetry_meters import LABELS, shown
 
 pytestmark = pytest.mark.anyio
@@ -75,13 +76,8 @@ class Host:
         return shown(self.instruments, name)[",".join(sorted([*LABELS.split(","), *more]))]
 
 
-@contextmanager
-def idle_process() -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def idle_process() -> AbstractContextManager["subprocess.Popen[Any]"]:
+    return program([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
 
 async def test_what_runners_count_goes_on_when_one_takes_anothers_place() -> None:

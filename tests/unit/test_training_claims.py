@@ -11,7 +11,7 @@ import pytest
 from app.domain.errors import StageCrashed
 from app.domain.training import MOST_RESUMED, StartScore, TrainingForecast, TrainingPoint, WireUse
 from tests.trained import PROGRESS, training
-from workers.sandbox import _read_result
+from workers.claims import read_result
 
 OUTCOME = training().outcome
 POINT = TrainingPoint(step=0, loss=None, learning_rate=0.0, score=1.0, agreement=0.5)
@@ -41,7 +41,7 @@ def result_of(scratch: Path, **changed: Any) -> Any:
     outcome = {**json.loads(json.dumps(asdict(OUTCOME))), **changed}
     claim = {"artifact": "out/variant.onnx", "start": 0, "outcome": outcome, "libraries": {}}
     (scratch / "result.json").write_text(json.dumps(claim))
-    return _read_result("train", scratch)
+    return read_result("train", scratch)
 
 
 def test_an_honest_result_is_believed(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from app.domain.jobs import Job, StepTime
 from app.domain.models import ModelManifest
 from app.domain.training import TrainingProgress
 from app.jobs.live import LiveJobs
-from workers.sandbox import Limits, OnCheckpoint, run_stage
+from workers.claims import OnCheckpoint
+from workers.limits import Limits
+from workers.sandbox import run_stage
 
 log = logging.getLogger(__name__)
 

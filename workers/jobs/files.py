@@ -12,7 +12,7 @@ from app.domain.preprocessing import ImagePreprocessing
 from app.domain.variants import Artifact, Variant
 from workers.jobs.bench import Bench
 from workers.jobs.rows import Chosen
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import RowSource
 from workers.trees import remove_tree
 

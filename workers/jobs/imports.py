@@ -10,7 +10,7 @@ from workers.jobs.bench import Bench
 from workers.jobs.files import bring, inspect, keep_only
 from workers.jobs.measuring import forms_beside, measure_costs
 from workers.jobs.reporting import Evidence, make_report
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import (
     ConvertResult,
     ConvertSpec,

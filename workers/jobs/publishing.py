@@ -15,7 +15,7 @@ from workers.jobs.examining import measure_checks
 from workers.jobs.lookup import Order
 from workers.jobs.reporting import Evidence, make_report
 from workers.jobs.transforming import Made, bring_float32
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import Form
 
 

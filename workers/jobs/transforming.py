@@ -10,7 +10,7 @@ from app.domain.variants import Artifact, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.files import apart, bring_artifact, bring_rows, bring_upload, hand_over, inspect
 from workers.jobs.lookup import Order, starts_from_upload
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import AcceptResult, AcceptSpec, TransformResult, TransformSpec
 
 MOST_CLAIMED_NOTES = 50

@@ -31,7 +31,7 @@ from workers.jobs.search.candidates import key_of
 from workers.jobs.search.forecast import TRIAL_SECONDS
 from workers.jobs.search.plan import Plan
 from workers.jobs.transforming import Made, bring_float32, put_aside
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
 
 CANDIDATE = "candidate"

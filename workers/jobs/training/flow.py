@@ -9,6 +9,7 @@ from app.catalogue.checkpoints import Checkpoints
 from app.domain.errors import StageCrashed
 from app.domain.recipes import Qat
 from app.domain.training import MOST_POINTS, TrainingOutcome
+from workers.claims import OnCheckpoint
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring, bring_rows, inspect
 from workers.jobs.lookup import Order
@@ -21,7 +22,6 @@ from workers.jobs.training.rows import part
 from workers.jobs.training.starts import keep_starts, kept_starts, make_starts
 from workers.jobs.training.stopping import stopped_on_request
 from workers.jobs.transforming import MOST_CLAIMED_NOTES, Made, Trained, bring_float32
-from workers.sandbox import OnCheckpoint
 from workers.stages import (
     CHECKPOINT_OUTPUT,
     STOP_INPUT,

@@ -7,7 +7,7 @@ from typing import Self
 from app.catalogue.checkpoints import Checkpoints
 from app.domain.errors import OctetError
 from workers.jobs.bench import Bench
-from workers.sandbox import open_output
+from workers.outputs import open_output
 from workers.stages import CHECKPOINT_OUTPUT
 
 _UPLOAD_SECONDS = 600.0

@@ -13,7 +13,7 @@ from workers.jobs.lookup import Order
 from workers.jobs.patience import taken_over
 from workers.jobs.refusals import check_smaller
 from workers.jobs.transforming import Made, put_aside, transform
-from workers.sandbox import output_path
+from workers.outputs import output_path
 from workers.stages import VARIANT_OUTPUT, TransformResult
 
 
