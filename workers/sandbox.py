@@ -35,7 +35,8 @@ from workers.claims import (
 from workers.confinement import ALLOW_UNSANDBOXED
 from workers.family import Family
 from workers.limits import Limits
-from workers.stages import CHECKPOINT_OUTPUT, STAGES, TrainSpec
+from workers.stage_records.training import CHECKPOINT_OUTPUT, TrainSpec
+from workers.stages import STAGES
 from workers.trees import remove_tree
 
 OnMemory = Callable[[int], None]

@@ -15,7 +15,7 @@ from benchmarks.qat.answers import Classes, integers_of
 from benchmarks.qat.arithmetic import equal_share, largest_difference, pairs_of
 from benchmarks.qat.journal import Crewed
 from benchmarks.qat.runs import Made, Runs
-from workers.stages import CHECKPOINT_OUTPUT, TrainResult
+from workers.stage_records.training import CHECKPOINT_OUTPUT, TrainResult
 
 ALONE = "one process"
 CREWS: Mapping[str, tuple[int, Compression]] = {

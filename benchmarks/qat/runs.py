@@ -20,7 +20,9 @@ from benchmarks.qat.journal import Taken, TrainedFacts
 from benchmarks.qat.subject import FLOAT32, Subject, source
 from workers.limits import Limits
 from workers.sandbox import run_stage
-from workers.stages import VARIANT_OUTPUT, Start, TrainResult, TrainSpec, TransformSpec
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import TransformSpec
+from workers.stage_records.training import Start, TrainResult, TrainSpec
 
 LIMITS = Limits(memory_bytes=8 * 2**30, scratch_bytes=8 * 2**30, seconds=4 * 3600)
 

@@ -14,7 +14,7 @@ from app.domain.recipes.static import StaticQuantization
 from app.domain.tensors import DType, Signature, TensorSpec
 from examples import resnet20
 from workers.jobs.rows import sample
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 
 UNLABELLED, LABELLED = "in/unlabelled.npz", "in/labelled.npz"
 FLOAT32 = "in/float32.onnx"

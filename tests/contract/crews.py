@@ -11,7 +11,7 @@ from tests.contract import hostile
 from tests.running import said_through
 from workers.limits import Limits
 from workers.sandbox import run_stage
-from workers.stages import ConvertSpec
+from workers.stage_records.importing import ConvertSpec
 
 LIMITS = Limits(memory_bytes=4 * 2**30, scratch_bytes=256 * 2**20, seconds=120)
 

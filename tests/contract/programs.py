@@ -17,7 +17,9 @@ from app.domain.recipes import PtqStatic
 from app.domain.tensors import Signature
 from workers.formats import convert
 from workers.measure.conversion import verify
-from workers.stages import ConvertSpec, RowSource, TransformResult, TransformSpec, VerifySpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.importing import ConvertSpec, VerifySpec
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains import transform
 
 UPLOAD = "upload.pt2"

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from app.domain.errors import ToolchainFailed
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
-from workers.stages import VARIANT_OUTPUT, AcceptResult, AcceptSpec
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import AcceptResult, AcceptSpec
 from workers.toolchains.finish import accept
 
 Change = Callable[[onnx.ModelProto], None]

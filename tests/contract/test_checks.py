@@ -13,7 +13,9 @@ from app.domain.recipes import PtqStatic
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from workers.measure.checks import check
-from workers.stages import CheckResult, CheckSpec, RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
+from workers.stage_records.measuring import CheckResult, CheckSpec
 from workers.toolchains import transform
 
 ROWS = 40

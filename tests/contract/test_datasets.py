@@ -25,7 +25,8 @@ from workers import archives
 from workers.data.batches import Batch, batches
 from workers.data.datasets import open_dataset
 from workers.data.describe import describe
-from workers.stages import DescribeResult, DescribeSpec, RowSource
+from workers.stage_records.common import RowSource
+from workers.stage_records.importing import DescribeResult, DescribeSpec
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Save = Callable[[Path, Arrays], None]
@@ -388,7 +389,7 @@ READ_ALL = """
 import json, sys
 from pathlib import Path
 from workers.data.describe import describe
-from workers.stages import DescribeSpec
+from workers.stage_records.importing import DescribeSpec
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -19,7 +19,7 @@ from tests import graphs
 from tests.contract import hostile
 from workers.limits import Limits
 from workers.sandbox import run_stage
-from workers.stages import ConvertResult, ConvertSpec, VerifyResult, VerifySpec
+from workers.stage_records.importing import ConvertResult, ConvertSpec, VerifyResult, VerifySpec
 
 LIMITS = Limits(memory_bytes=3 * 2**30, scratch_bytes=2**30, seconds=120)
 

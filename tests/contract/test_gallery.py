@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from workers.jobs.gallery import MOST_PICTURES, as_images
-from workers.stages import Picture
+from workers.stage_records.measuring import Picture
 
 PICTURE = Picture(row=3, width=2, height=1, pixels=(255, 0, 0, 0, 0, 255), label="cat", float32="cat", variant="dog")
 

@@ -17,7 +17,7 @@ from tests import graphs
 from tests.contract.test_receipt import IN, LOGITS, OUT, WIDTH, X, products
 from workers.measure.engine import Session
 from workers.measure.invariance import invariance
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 CONVOLUTIONAL = Signature(inputs=(X,), outputs=(LOGITS,))
 PRODUCTS = Signature(inputs=(IN,), outputs=(OUT,))

@@ -33,7 +33,9 @@ from workers.measure.score import score
 from workers.measure.timing import measure
 from workers.openvino_engine import OpenVinoSession
 from workers.runners.sessions import open_sessions
-from workers.stages import Form, RowSource, ScoreResult, ScoreSpec, TimeResult, TimeSpec, TransformSpec, WeighSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
+from workers.stage_records.measuring import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighSpec
 from workers.toolchains import transform
 
 HAS_BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -225,7 +227,7 @@ from app.domain.errors import ToolchainFailed, UploadUnreadable
 from tests.contract.test_measurements import FLOAT32, pair
 from workers.measure.conversion import verify
 from workers.measure.engine import Session, threads
-from workers.stages import VerifySpec
+from workers.stage_records.importing import VerifySpec
 scratch = Path(sys.argv[1])
 session = Session.open(FLOAT32, pair(), scratch=scratch, core=openvino.Core())
 assert threads() == 1
@@ -379,7 +381,7 @@ import sys
 from pathlib import Path
 from pydantic import TypeAdapter
 from workers.measure.memory import weigh
-from workers.stages import WeighResult, WeighSpec
+from workers.stage_records.measuring import WeighResult, WeighSpec
 spec = TypeAdapter(WeighSpec).validate_json(sys.stdin.buffer.read())
 result = weigh(spec, Path(sys.argv[1]), lambda share, words: None)
 assert not {"torch", "nncf", "onnxruntime"} & set(sys.modules)

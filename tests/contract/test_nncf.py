@@ -26,7 +26,8 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests.graphs import drawn, small
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import RowSource, TransformResult, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains import transform
 from workers.toolchains.nncf import bias_correction, ptq_static
 from workers.toolchains.nncf.calibration import CalibrationRows

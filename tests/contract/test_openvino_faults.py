@@ -17,7 +17,8 @@ from app.domain.recipes import PtqStatic
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests.graphs import Shape, drawn, save_dataset, small
 from tests.strangers import scan
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import transform
 from workers.toolchains.openvino_faults import avoid_faults
 

@@ -20,7 +20,8 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
 from tests.graphs import drawn, small
 from tests.strangers import mobile, recurrent, residual, segmentation, several
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import transform
 from workers.toolchains.made import Made
 from workers.toolchains.ort import observe

@@ -18,7 +18,7 @@ from tests import graphs
 from workers.measure.kernels import summed
 from workers.measure.receipt import receipt
 from workers.measure.timing import measure
-from workers.stages import Form, TimeResult, TimeSpec
+from workers.stage_records.measuring import Form, TimeResult, TimeSpec
 
 VNNI = "avx512_vnni" in Path("/proc/cpuinfo").read_text()
 FLOAT32 = Form(name="float32", artifact="float32.onnx", execution=Execution())

@@ -17,7 +17,7 @@ from tests.contract.test_rounding_pass import RESIDUAL, node, residual, rows, si
 from tests.graphs import drawn, small
 from workers.measure.kernels import kernels
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 from workers.toolchains import transform
 from workers.toolchains.octet.rounding import by_block, by_layer
 from workers.toolchains.octet.rounding.layers import layers_of, read_integers

@@ -20,7 +20,8 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests import graphs
 from tests.graphs import drawn, small
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import transform
 from workers.toolchains.graph import load_graph
 from workers.toolchains.made import Made

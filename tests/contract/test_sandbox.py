@@ -29,7 +29,10 @@ from workers.confinement import missing_protections
 from workers.limits import Limits
 from workers.outputs import output_path
 from workers.sandbox import run_stage
-from workers.stages import ConvertSpec, Form, RowSource, TransformResult, TransformSpec, WeighResult, WeighSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.importing import ConvertSpec
+from workers.stage_records.making import TransformResult, TransformSpec
+from workers.stage_records.measuring import Form, WeighResult, WeighSpec
 from workers.trees import remove_tree
 
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - planted, to be looked for

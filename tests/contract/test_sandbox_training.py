@@ -31,7 +31,9 @@ from workers import usage
 from workers.confinement import missing_protections
 from workers.limits import Limits, Machines
 from workers.sandbox import run_stage
-from workers.stages import VARIANT_OUTPUT, RowSource, Start, TrainResult, TrainSpec, TransformResult, TransformSpec
+from workers.stage_records.common import VARIANT_OUTPUT, RowSource
+from workers.stage_records.making import TransformResult, TransformSpec
+from workers.stage_records.training import Start, TrainResult, TrainSpec
 from workers.training.join import Member, Order, follow
 
 

@@ -18,7 +18,8 @@ from app.domain.variants import Execution
 from tests import graphs
 from workers.measure.gallery import picture
 from workers.measure.score import score
-from workers.stages import Form, RowSource, ScoreResult, ScoreSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.measuring import Form, ScoreResult, ScoreSpec
 
 Array = npt.NDArray[Any]
 ROWS = 40

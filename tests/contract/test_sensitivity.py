@@ -16,7 +16,8 @@ from tests.numerics.test_qdq_surgery import answers, by_nncf
 from workers.measure.constants import session
 from workers.measure.qdq import Quantized
 from workers.measure.sensitivity import sense
-from workers.stages import RowSource, SenseResult, SenseSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.measuring import SenseResult, SenseSpec
 
 ROWS = 80
 

@@ -18,7 +18,9 @@ from tests.strangers import STRANGERS, Arrays, Stranger, empty_weight
 from workers.formats import convert
 from workers.measure.conversion import verify
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import ConvertSpec, RowSource, TransformResult, TransformSpec, VerifySpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.importing import ConvertSpec, VerifySpec
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains import transform
 
 ROWS = 64

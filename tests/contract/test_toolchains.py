@@ -25,7 +25,8 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests import graphs
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import transform
 
 ROWS = 24

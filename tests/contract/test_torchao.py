@@ -26,7 +26,8 @@ from tests.contract.programs import Arrays, Imported, drawn, imported
 from workers.limits import Limits
 from workers.openvino_engine import OpenVinoSession
 from workers.sandbox import run_stage
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 
 COMPUTE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 VARIANT = "out/variant.onnx"

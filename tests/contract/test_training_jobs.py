@@ -36,7 +36,9 @@ from workers.jobs.training.stopping import request_stop, stopped_on_request
 from workers.limits import Limits
 from workers.measure.row_identity import overlap
 from workers.sandbox import run_stage
-from workers.stages import CHECKPOINT_OUTPUT, STOP_INPUT, ConvertSpec, OverlapSpec, RowSource
+from workers.stage_records.common import RowSource
+from workers.stage_records.importing import ConvertSpec
+from workers.stage_records.training import CHECKPOINT_OUTPUT, STOP_INPUT, OverlapSpec
 
 LIMITS = Limits(memory_bytes=2 * 2**30, scratch_bytes=256 * 2**20, seconds=120)
 STARTS = ("0" * 64,)

@@ -25,7 +25,8 @@ from tests.graphs import conv_classifier, drawn, rows, small
 from tests.numerics.test_training_batch_norms import uploaded
 from tests.quantized import Array, Arrays, Grids, quantized
 from workers.stage_child import failure_of
-from workers.stages import CHECKPOINT_OUTPUT, STOP_INPUT, RowSource, Start, Teacher, TrainResult, TrainSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.training import CHECKPOINT_OUTPUT, STOP_INPUT, Start, Teacher, TrainResult, TrainSpec
 from workers.toolchains.prepare import prepare
 from workers.training import loop, stage, state
 from workers.training.stage import train

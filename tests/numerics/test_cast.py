@@ -19,7 +19,7 @@ from app.domain.tensors import DType, Signature, TensorSpec
 from app.domain.variants import Execution
 from tests import graphs
 from workers.graphs import tensors_of
-from workers.stages import TransformResult, TransformSpec
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains import transform
 
 FLOAT = "float32.onnx"

@@ -13,7 +13,8 @@ from app.domain.datasets import DatasetFormat
 from app.domain.recipes import Cast, PtqStatic, Single
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
-from workers.stages import RowSource, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import transform
 
 needs_bfloat16 = pytest.mark.skipif(

@@ -18,7 +18,8 @@ from app.domain.recipes import WeightOnly
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests.graphs import drawn, small
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import RowSource, TransformResult, TransformSpec
+from workers.stage_records.common import RowSource
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains import transform
 
 Arrays = dict[str, npt.NDArray[Any]]

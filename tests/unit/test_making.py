@@ -6,7 +6,8 @@ from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
 from workers.jobs.transforming import checked
-from workers.stages import VARIANT_OUTPUT, TransformResult
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import TransformResult
 
 RECIPE = PtqStatic(toolchain="torchao", float_precision="bfloat16")
 

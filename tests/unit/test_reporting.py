@@ -11,7 +11,7 @@ from tests.unit.test_search_plan import PARENT
 from workers.jobs.measuring import Costs
 from workers.jobs.publishing import batch_limit
 from workers.jobs.reporting import Evidence, make_report
-from workers.stages import CheckResult, ScoreResult
+from workers.stage_records.measuring import CheckResult, ScoreResult
 
 RUN = LayerRun(precision="u8", implementation="brgconv_avx512_i8", microseconds=1.0)
 COSTS = Costs(forms=(), latency=REPORT.latency, kernels={}, memory={}, environment=REPORT.environment)

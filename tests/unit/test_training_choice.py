@@ -11,7 +11,7 @@ from app.domain.recipes import Qat
 from app.domain.reports import Difference
 from tests.unit.test_training_rows import OUTCOME
 from workers.jobs.training.choice import choose, unmeasured, untrained
-from workers.stages import ScoreResult
+from workers.stage_records.measuring import ScoreResult
 
 DISTILLED, LABELLED = Qat(), Qat(loss="cross_entropy")
 

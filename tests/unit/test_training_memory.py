@@ -9,7 +9,7 @@ from app.domain.datasets import DatasetFormat
 from app.domain.errors import RecipeInvalid
 from app.domain.recipes import Qat
 from app.domain.tensors import DType, Signature, TensorSpec
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 from workers.training.memory import Peak, held_bytes
 from workers.training.rows import Rows, load, mapped
 

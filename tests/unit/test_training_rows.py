@@ -16,7 +16,7 @@ from tests.unit.test_rows import REPORT
 from workers.jobs.rows import choose_calibration
 from workers.jobs.training.overlap import judged
 from workers.jobs.training.rows import TrainingRows, check_labels, choose_rows, learnt_by, part, together
-from workers.stages import OverlapResult
+from workers.stage_records.training import OverlapResult
 
 RECIPE = Qat(batch_size=8, calibration_rows=20)
 OUTCOME = TrainingOutcome(

@@ -15,7 +15,7 @@ from app.domain.tensors import Signature, TensorSpec
 from workers.data.datasets import open_dataset
 from workers.data.preprocessing import preprocess_for
 from workers.data.rows import Dataset, Row
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -9,7 +9,8 @@ from app.domain.preprocessing import ImagePreprocessing
 from workers.data.datasets import open_dataset
 from workers.data.preprocessing import preprocess
 from workers.data.rows import LARGEST_CLASS, LARGEST_CLASS_IN_MAP, Dataset, Row
-from workers.stages import DescribeResult, DescribeSpec, Progress
+from workers.stage_records.common import Progress
+from workers.stage_records.importing import DescribeResult, DescribeSpec
 
 _REPORTS = 100
 # Decodes every pixel and keeps few of them: what a model does with an image is not known here.

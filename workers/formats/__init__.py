@@ -10,7 +10,8 @@ from app.domain.models import ModelFormat
 from workers.formats import batch, tidy
 from workers.formats.detect import detect
 from workers.formats.original import Reader
-from workers.stages import FLOAT32_OUTPUT, SAMPLES_OUTPUT, ConvertResult, ConvertSpec, Progress
+from workers.stage_records.common import FLOAT32_OUTPUT, SAMPLES_OUTPUT, Progress
+from workers.stage_records.importing import ConvertResult, ConvertSpec
 
 # Named, not imported: reading an ONNX file needs no torch.
 FORMATS: dict[ModelFormat, str] = {

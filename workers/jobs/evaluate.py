@@ -10,7 +10,7 @@ from workers.jobs.measuring import forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence, make_report
 from workers.jobs.rows import choose_evaluation
 from workers.jobs.training.rows import learnt_by
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 
 async def evaluate(bench: Bench) -> str | None:

@@ -6,7 +6,7 @@ from app.domain.models import ModelManifest
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring_rows
 from workers.jobs.rows import Chosen, some_of
-from workers.stages import CheckResult, CheckSpec, Form, SenseResult, SenseSpec
+from workers.stage_records.measuring import CheckResult, CheckSpec, Form, SenseResult, SenseSpec
 
 SENSE_ROWS = 32
 SENSE_SECONDS = 15.0

@@ -13,7 +13,7 @@ from app.domain.variants import Artifact, Variant
 from workers.jobs.bench import Bench
 from workers.jobs.rows import Chosen
 from workers.outputs import output_path
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 from workers.trees import remove_tree
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from PIL import Image
 
 from app.domain.evidence import FlippedImage
-from workers.stages import Picture
+from workers.stage_records.measuring import Picture
 
 MOST_PICTURES = 24
 LONGEST_SIDE = 64

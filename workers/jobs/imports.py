@@ -11,7 +11,7 @@ from workers.jobs.files import bring, inspect, keep_only
 from workers.jobs.measuring import forms_beside, measure_costs
 from workers.jobs.reporting import Evidence, make_report
 from workers.outputs import output_path
-from workers.stages import (
+from workers.stage_records.importing import (
     ConvertResult,
     ConvertSpec,
     DescribeResult,

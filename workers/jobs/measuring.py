@@ -12,7 +12,7 @@ from app.domain.variants import FLOAT32, Execution
 from workers.jobs.bench import Bench
 from workers.jobs.files import bring_rows
 from workers.jobs.rows import Chosen
-from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
+from workers.stage_records.measuring import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
 
 BFLOAT16 = "bfloat16"
 

@@ -11,7 +11,7 @@ from workers.jobs.measuring import Costs, forms_beside, measure_costs, try_score
 from workers.jobs.reporting import Evidence
 from workers.jobs.rows import Chosen
 from workers.jobs.transforming import bring_float32
-from workers.stages import Form, ScoreResult
+from workers.stage_records.measuring import Form, ScoreResult
 
 _MEASURING_SHARE = 0.75
 

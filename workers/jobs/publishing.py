@@ -16,7 +16,7 @@ from workers.jobs.lookup import Order
 from workers.jobs.reporting import Evidence, make_report
 from workers.jobs.transforming import Made, bring_float32
 from workers.outputs import output_path
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 
 def variant_of(bench: Bench, order: Order, recipe: Single, made: Made, *, name: str) -> Variant:

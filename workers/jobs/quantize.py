@@ -18,7 +18,7 @@ from workers.jobs.publishing import (
 from workers.jobs.search.auto import search, tidy_up
 from workers.jobs.training.job import train_and_publish
 from workers.jobs.transforming import bring_float32
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 
 async def quantize(bench: Bench) -> str:

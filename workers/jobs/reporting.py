@@ -13,7 +13,7 @@ from app.domain.training import Training
 from app.domain.variants import Variant
 from workers.jobs.gallery import as_images
 from workers.jobs.measuring import BFLOAT16, Costs
-from workers.stages import CheckResult, ScoreResult
+from workers.stage_records.measuring import CheckResult, ScoreResult
 
 _LAYERS_NAMED = 5
 _LONGEST_NAME = 80

@@ -11,7 +11,7 @@ from workers.jobs.bench import Bench
 from workers.jobs.files import apart, bring_artifact, bring_rows, bring_upload, hand_over, inspect
 from workers.jobs.lookup import Order, starts_from_upload
 from workers.outputs import output_path
-from workers.stages import AcceptResult, AcceptSpec, TransformResult, TransformSpec
+from workers.stage_records.making import AcceptResult, AcceptSpec, TransformResult, TransformSpec
 
 MOST_CLAIMED_NOTES = 50
 """A report has room for more, but no reader."""

@@ -7,7 +7,8 @@ from app.domain.evidence import Finding
 from workers.measure.layer_values import LayerValues, layer_values
 from workers.measure.row_identity import ROWS_NAMED, Identity, identify, shared
 from workers.measure.row_values import Values, normalisation, ranges, summarize
-from workers.stages import CheckResult, CheckSpec, Progress
+from workers.stage_records.common import Progress
+from workers.stage_records.measuring import CheckResult, CheckSpec
 
 LAYERS_NAMED = 5
 _SATURATED_SHARE = 0.01

@@ -16,7 +16,9 @@ from app.domain.variants import FLOAT32, Execution
 from workers import graphs
 from workers.measure.engine import Session
 from workers.measure.image_input import check_preprocessing
-from workers.stages import Form, Progress, VerifyResult, VerifySpec
+from workers.stage_records.common import Progress
+from workers.stage_records.importing import VerifyResult, VerifySpec
+from workers.stage_records.measuring import Form
 
 # A float32 rounding is at most 2**-24 of its value. Two engines sum in different orders, and the error of a sum of n
 # terms grows like sqrt(n) * 2**-24 (Higham 1993): about 1e-5 for n = 10**4, carried through some tens of layers. A

@@ -19,7 +19,7 @@ from workers.measure import layers as graph_layers
 from workers.measure.engine import Session, threads
 from workers.measure.matching import matched
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 # Rounding to 8 bits moves a sum by about 2^-8 of it; the same sum in float32, in any order, by less than 1e-5.
 DIFFERENT = 1e-4

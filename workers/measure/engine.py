@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.domain.errors import PrecisionUnavailable, ToolchainFailed
 from app.domain.tensors import DType, Signature
 from workers.openvino_engine import OpenVinoSession, has_bfloat16
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 
 def threads() -> int:

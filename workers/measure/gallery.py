@@ -12,7 +12,8 @@ from PIL import Image
 from app.domain.tensors import Signature
 from workers.data.batches import batches
 from workers.measure.accuracy import Change, name_of
-from workers.stages import Picture, RowSource
+from workers.stage_records.common import RowSource
+from workers.stage_records.measuring import Picture
 
 MOST_PICTURES = 24
 LARGEST_SIDE = 64

@@ -13,7 +13,7 @@ from workers.data.batches import Tensors
 from workers.measure.dynamic import quantized_on_the_fly
 from workers.measure.engine import Session
 from workers.measure.matching import ENGINE_COMPUTE
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 RUNS = 200
 LEAST_RUNS = 10

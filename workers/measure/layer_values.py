@@ -15,7 +15,8 @@ from app.domain.evidence import Histogram
 from app.domain.tensors import Signature
 from workers.data.batches import Tensors, batches
 from workers.measure.engine import threads
-from workers.stages import CheckSpec, RowSource
+from workers.stage_records.common import RowSource
+from workers.stage_records.measuring import CheckSpec
 
 MOST_LAYERS = 24
 """More pictures than a reader looks at; a deeper model shows layers evenly taken, the first and the last among them."""

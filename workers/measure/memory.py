@@ -7,7 +7,8 @@ import openvino as ov
 from app.domain.reports import Memory
 from workers.measure.engine import Session
 from workers.measure.inputs import random_inputs
-from workers.stages import Progress, WeighResult, WeighSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.measuring import WeighResult, WeighSpec
 
 RUNS = 5
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from workers.data.datasets import open_dataset
 from workers.data.rows import Row
-from workers.stages import OverlapResult, OverlapSpec, Progress, RowSource
+from workers.stage_records.common import Progress, RowSource
+from workers.stage_records.training import OverlapResult, OverlapSpec
 
 ROWS_NAMED = 20
 

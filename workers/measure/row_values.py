@@ -12,7 +12,7 @@ from app.domain.evidence import Finding
 from app.domain.preprocessing import ImagePreprocessing
 from app.domain.tensors import Signature
 from workers.data.batches import batches
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 
 MOST_ROWS = 1000
 """Enough for ranges and means; more rows would only decode more images."""

@@ -20,7 +20,8 @@ from workers.measure.fidelity import FidelityTally
 from workers.measure.gallery import MOST_PICTURES, gallery
 from workers.measure.invariance import invariance
 from workers.measure.metrics import Metrics
-from workers.stages import Progress, ScoreResult, ScoreSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.measuring import ScoreResult, ScoreSpec
 
 BATCH_ROWS = 32
 _LEAST_BATCH_ROWS = 2

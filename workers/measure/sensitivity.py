@@ -19,7 +19,8 @@ from workers.measure.layers import load
 from workers.measure.metrics import Metrics
 from workers.measure.metrics.sqnr import MOST_DB
 from workers.measure.qdq import Quantized
-from workers.stages import Progress, RowSource, SenseResult, SenseSpec
+from workers.stage_records.common import Progress, RowSource
+from workers.stage_records.measuring import SenseResult, SenseSpec
 
 MOST_ROWS = 64
 LEAST_ROWS = 4

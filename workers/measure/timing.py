@@ -17,7 +17,8 @@ from workers.measure.inputs import random_inputs
 from workers.measure.kernels import kernels
 from workers.measure.layers import load
 from workers.measure.receipt import receipt
-from workers.stages import Form, Progress, TimeResult, TimeSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.measuring import Form, TimeResult, TimeSpec
 
 WARM_UP_RUNS = 10
 WARM_UP_SECONDS = 1.0

@@ -14,7 +14,8 @@ from typing import cast
 import onnx
 
 from app.domain.errors import ToolchainFailed
-from workers.stages import VARIANT_OUTPUT, Progress, TransformResult, TransformSpec
+from workers.stage_records.common import VARIANT_OUTPUT, Progress
+from workers.stage_records.making import TransformResult, TransformSpec
 from workers.toolchains.finish import finish
 from workers.toolchains.graph import load_graph
 from workers.toolchains.libraries import versions

@@ -14,7 +14,8 @@ from app.domain.tensors import Signature, TensorSpec
 from app.domain.variants import Execution
 from workers import graphs
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import VARIANT_OUTPUT, AcceptResult, AcceptSpec, Progress
+from workers.stage_records.common import VARIANT_OUTPUT, Progress
+from workers.stage_records.making import AcceptResult, AcceptSpec
 from workers.toolchains.evaluate import ONNXRUNTIME_ERRORS
 from workers.toolchains.openvino_faults import avoid_faults
 

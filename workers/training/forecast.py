@@ -6,7 +6,7 @@ from statistics import median
 import torch
 
 from app.domain.errors import DoesNotFit
-from workers.stages import TrainSpec
+from workers.stage_records.training import TrainSpec
 from workers.training.loop import Trainer
 from workers.training.material import Material
 from workers.training.memory import held_bytes

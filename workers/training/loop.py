@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from app.domain.training import MOST_POINTS, Ended, TrainingPoint, TrainingProgress
-from workers.stages import CHECKPOINT_OUTPUT, STOP_INPUT, TrainingTeller
+from workers.stage_records.training import CHECKPOINT_OUTPUT, STOP_INPUT, TrainingTeller
 from workers.training import state
 from workers.training.crew import Crew
 from workers.training.losses import Objective

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.domain.errors import DatasetUnfit
 from app.domain.tensors import Signature
 from workers.data.batches import batches
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 
 Arrays = dict[str, NDArray[Any]]
 

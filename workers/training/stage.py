@@ -23,7 +23,8 @@ from app.domain.teaching import check_batched
 from app.domain.training import MOST_RESUMED, StartScore, TrainingForecast, TrainingOutcome, TrainingPoint
 from app.domain.variants import Execution
 from workers.openvino_engine import OpenVinoSession
-from workers.stages import CHECKPOINT_OUTPUT, VARIANT_OUTPUT, TrainingTeller, TrainResult, TrainSpec
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.training import CHECKPOINT_OUTPUT, TrainingTeller, TrainResult, TrainSpec
 from workers.toolchains.finish import finish
 from workers.toolchains.graph import load_graph
 from workers.toolchains.libraries import versions

@@ -22,7 +22,9 @@ from workers.jobs.search.plan import Plan
 from workers.jobs.search.reasons import missed, reason
 from workers.jobs.search.trial import metric_among, place_of
 from workers.jobs.transforming import Made, bring_float32
-from workers.stages import VARIANT_OUTPUT, Form, TimeResult, TimeSpec, TransformResult
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import TransformResult
+from workers.stage_records.measuring import Form, TimeResult, TimeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

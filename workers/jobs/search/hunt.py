@@ -27,7 +27,7 @@ from workers.jobs.search.mixed import Layers, mixed
 from workers.jobs.search.plan import Plan
 from workers.jobs.search.trial import CANDIDATE, Turn, place_of, run_trial, words
 from workers.jobs.transforming import bring_float32
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 Ended = Literal["complete", "time limit", "memory limit"]
 

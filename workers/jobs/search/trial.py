@@ -32,7 +32,7 @@ from workers.jobs.search.forecast import TRIAL_SECONDS
 from workers.jobs.search.plan import Plan
 from workers.jobs.transforming import Made, bring_float32, put_aside
 from workers.outputs import output_path
-from workers.stages import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
+from workers.stage_records.measuring import Form, ScoreResult, ScoreSpec, TimeResult, TimeSpec, WeighResult, WeighSpec
 
 CANDIDATE = "candidate"
 """What a trial's form is called beside float32."""

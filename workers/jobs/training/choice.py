@@ -10,7 +10,7 @@ from app.domain.metrics import METRICS
 from app.domain.recipes import Qat
 from app.domain.training import PTQ, Returned, TrainingOutcome
 from app.domain.verdicts import default_metric
-from workers.stages import ScoreResult
+from workers.stage_records.measuring import ScoreResult
 
 _TIES = ("top1", "sqnr", "kl", "cosine")
 """What decides where the first metric is the same: right answers where there are labels, then closeness to float32."""

@@ -22,16 +22,9 @@ from workers.jobs.training.rows import part
 from workers.jobs.training.starts import keep_starts, kept_starts, make_starts
 from workers.jobs.training.stopping import stopped_on_request
 from workers.jobs.transforming import MOST_CLAIMED_NOTES, Made, Trained, bring_float32
-from workers.stages import (
-    CHECKPOINT_OUTPUT,
-    STOP_INPUT,
-    VARIANT_OUTPUT,
-    Start,
-    Teacher,
-    TrainResult,
-    TrainSpec,
-    TransformResult,
-)
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import TransformResult
+from workers.stage_records.training import CHECKPOINT_OUTPUT, STOP_INPUT, Start, Teacher, TrainResult, TrainSpec
 
 _CHECKPOINT_INPUT = "in/checkpoint.safetensors"
 _STARTS_SHARE = 0.25

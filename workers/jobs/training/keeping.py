@@ -8,7 +8,7 @@ from app.catalogue.checkpoints import Checkpoints
 from app.domain.errors import OctetError
 from workers.jobs.bench import Bench
 from workers.outputs import open_output
-from workers.stages import CHECKPOINT_OUTPUT
+from workers.stage_records.training import CHECKPOINT_OUTPUT
 
 _UPLOAD_SECONDS = 600.0
 """After which a store that takes a state is believed to hang, and is given the next one."""

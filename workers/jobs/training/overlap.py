@@ -6,7 +6,7 @@ from workers.jobs.bench import Bench
 from workers.jobs.files import bring_rows
 from workers.jobs.lookup import Order
 from workers.jobs.training.rows import together
-from workers.stages import OverlapResult, OverlapSpec
+from workers.stage_records.training import OverlapResult, OverlapSpec
 
 MOST_SHARED = 0.01
 """Share of the evaluation rows that may equal training rows: collections have a few doubles of their own, which move a

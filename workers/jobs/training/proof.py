@@ -11,7 +11,7 @@ from workers.jobs.proof import Measured, examine, measure
 from workers.jobs.reporting import Evidence
 from workers.jobs.training.choice import Choice, choose, unmeasured, untrained
 from workers.jobs.transforming import Made, Trained
-from workers.stages import Form
+from workers.stage_records.measuring import Form
 
 _FIRST_SHARE = 0.6
 

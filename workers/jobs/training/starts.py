@@ -14,7 +14,8 @@ from workers.jobs.patience import taken_over
 from workers.jobs.refusals import check_smaller
 from workers.jobs.transforming import Made, put_aside, transform
 from workers.outputs import output_path
-from workers.stages import VARIANT_OUTPUT, TransformResult
+from workers.stage_records.common import VARIANT_OUTPUT
+from workers.stage_records.making import TransformResult
 
 
 async def make_starts(

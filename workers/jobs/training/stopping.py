@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.domain.errors import QueueUnavailable
 from workers.jobs.bench import Bench
-from workers.stages import STOP_INPUT
+from workers.stage_records.training import STOP_INPUT
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.domain.tensors import Signature
 from workers.data.batches import Tensors, batches
-from workers.stages import Progress, RowSource
+from workers.stage_records.common import Progress, RowSource
 
 SHARE = 0.7
 """How much of the technique's time goes into calibrating, for the progress shown."""

@@ -16,7 +16,8 @@ from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
 from workers import graphs
-from workers.stages import Progress, RowSource, TransformSpec
+from workers.stage_records.common import Progress, RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.graph import check_layers, constants
 from workers.toolchains.made import Made
 from workers.toolchains.nncf.activations import bytes_of_row, to_int8, to_uint8

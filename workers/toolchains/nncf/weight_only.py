@@ -8,7 +8,8 @@ from app.domain.errors import ToolchainFailed
 from app.domain.recipes import WeightOnly
 from app.domain.variants import Execution
 from workers import graphs
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.graph import check_layers
 from workers.toolchains.made import Made
 from workers.toolchains.nncf import weights

@@ -17,7 +17,8 @@ from app.domain.recipes import Cast
 from app.domain.variants import Execution
 from workers import graphs
 from workers.openvino_engine import has_bfloat16
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.made import Made
 
 # Biases, scales and the small constants that operators read as parameters gain nothing.

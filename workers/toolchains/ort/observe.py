@@ -17,7 +17,8 @@ from onnx import helper
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic
 from workers.data.batches import Tensors, batches
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import graph as onnx_graph
 from workers.toolchains.evaluate import ONNXRUNTIME_ERRORS
 from workers.toolchains.histogram import Histogram, Range, least_squares_range

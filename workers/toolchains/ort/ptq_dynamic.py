@@ -17,7 +17,8 @@ from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqDynamic
 from app.domain.variants import Execution
 from workers import graphs
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains import graph as onnx_graph
 from workers.toolchains.made import Made
 from workers.toolchains.ort import sharing

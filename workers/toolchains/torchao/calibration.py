@@ -15,7 +15,7 @@ from app.domain.recipes import PtqStatic
 from app.domain.tensors import Signature
 from workers import evaluation_mode, torch_programs
 from workers.data.batches import Tensors, batches
-from workers.stages import Progress, RowSource
+from workers.stage_records.common import Progress, RowSource
 from workers.toolchains.torchao.observers import Settling
 
 SHARE = 0.7

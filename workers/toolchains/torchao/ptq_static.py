@@ -16,7 +16,8 @@ from app.domain.recipes import PtqStatic
 from app.domain.variants import Execution
 from workers import confinement, torch_programs
 from workers.data.batches import batches
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.made import Made
 from workers.toolchains.torchao import batch_norms, export, layers, operators, products
 from workers.toolchains.torchao.calibration import SHARE, Program, calibrate, settle

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import cast
 
 from app.domain.recipes import PtqStatic, Single, WeightOnly
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.made import Made
 
 

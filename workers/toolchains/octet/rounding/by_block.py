@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 from workers.toolchains.octet.rounding.activations import activation_after
 from workers.toolchains.octet.rounding.adaround import POSITIONS
 from workers.toolchains.octet.rounding.blocks import Block, blocks_of

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from workers.stages import RowSource
+from workers.stage_records.common import RowSource
 from workers.toolchains.octet.rounding.activations import activation_after
 from workers.toolchains.octet.rounding.adaround import POSITIONS, Task, adaround
 from workers.toolchains.octet.rounding.forms import Floats

@@ -13,7 +13,8 @@ from onnx import helper
 
 from app.domain.recipes import PtqStatic
 from app.domain.recipes.static import WIDE
-from workers.stages import Progress, TransformSpec
+from workers.stage_records.common import Progress
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.graph import add_constant, free_name, keep_nodes
 from workers.toolchains.histogram import Histogram, least_squares_range, least_squares_scale
 from workers.toolchains.octet.rounding.levels import Levels, bounds, levels_of, write_levels

@@ -10,7 +10,8 @@ import onnx
 from app.domain.errors import ToolchainFailed
 from app.domain.recipes import PtqStatic, WeightOnly
 from app.domain.recipes.static import WIDE
-from workers.stages import Progress, RowSource, TransformSpec
+from workers.stage_records.common import Progress, RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.graph import load_graph
 from workers.toolchains.made import Made
 from workers.toolchains.octet.rounding.by_block import learn_brecq

@@ -9,7 +9,8 @@ import onnx
 
 from app.domain.errors import ToolchainFailed
 from workers.data.batches import batches
-from workers.stages import Progress, RowSource, TransformSpec
+from workers.stage_records.common import Progress, RowSource
+from workers.stage_records.making import TransformSpec
 from workers.toolchains.octet.rounding.layers import Floats, Grid, Layer, Source, read_grid
 from workers.toolchains.octet.rounding.narrow import Bounds
 from workers.toolchains.octet.rounding.playback import Arrays, Playback, constant
