@@ -24,9 +24,10 @@ demo: setup
 run: setup
 	$(BIN)/octet serve
 
-# pytest-xdist waits for ever when it restarts a process that has crashed while it distributes files.
+# Three processes, for tests wait a lot; files in the order of tests/conftest.py. pytest-xdist waits for ever when it
+# restarts a process that has crashed while it distributes files.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests --ignore tests/unit
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 tests --ignore tests/unit
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -25,7 +25,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests that share a name, of which pytest-xdist would leave out all but one without a word."""
+    """Put the longest first: several processes wait for what is begun last.
+
+    Tests that share a name are refused: pytest-xdist would leave out all but one of them without a word.
+    """
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
     twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if twice:
         raise pytest.UsageError(f"several tests have the name {twice[0]}")

@@ -160,6 +160,8 @@ def test_a_failure_that_one_process_reports_ends_them_all_at_once(tmp_path: Path
 tell()
 if rank == 1:
     from app.domain.errors import DatasetUnfit
+    while not os.path.exists("rank0.0.json"):
+        pass
     raise DatasetUnfit("Row 3 has no label: send another.")
 while True:
     pass

@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from app.domain.evidence import Interval
 
@@ -47,7 +47,7 @@ def mcnemar(*, lost: int, gained: int) -> float:
     (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91, equation 3). 1 where none changed.
     """
     changed = lost + gained
-    return 1.0 if changed == 0 else float(stats.binomtest(gained, changed, 0.5).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(lost, gained), changed, 0.5))) if changed else 1.0
 
 
 def point(sample: Sample) -> Floats:
