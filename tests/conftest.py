@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, before `workers` could say so
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # tests import grpc themselves, before `app.rpc` could say so
+
+STRETCH = 500
+"""Tests after which the time is told."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -37,19 +41,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what failed when it fails: a run that is broken off never comes to its summary."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_AtOnce(reporter), "failures-at-once")
+        config.pluginmanager.register(_Meanwhile(reporter), "meanwhile")
 
 
-class _AtOnce:
+class _Meanwhile:
+    """Says what failed when it fails, and now and then how long it took so far: not every run comes to its summary."""
+
     def __init__(self, reporter: pytest.TerminalReporter) -> None:
         self._reporter = reporter
+        self._began = time.monotonic()
+        self._done = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._reporter.write_line(f"\n{report.nodeid}, {report.when}: {report.longreprtext}")
+        if report.when == "teardown":
+            self._done += 1
+            if self._done % STRETCH == 0:
+                self._reporter.write_line(f" {self._done} tests in {time.monotonic() - self._began:.0f} s")
 
 
 @pytest.fixture(autouse=True)
