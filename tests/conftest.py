@@ -23,7 +23,10 @@ STRETCH = 500
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give what schemathesis makes of one function a name for every route: pytest-xdist runs one test of a name."""
+    """Give what schemathesis makes of one function a name for every route: pytest-xdist runs one test of a name.
+
+    The name is for telling them apart: `-k` does not find it, and pytest does not take it.
+    """
     if (label := getattr(item, "operation_label", None)) and item.parent is not None:
         item._id = item.parent.id.child(f"{item.name}[{label}]")
 
@@ -33,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Tests that share a name are refused: pytest-xdist would leave out all but one of them without a word.
     """
-    items.sort(key=lambda item: "e2e" not in item.path.parts)
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e/"))
     twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if twice:
         raise pytest.UsageError(f"several tests have the name {twice[0]}")

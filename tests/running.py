@@ -67,7 +67,9 @@ def said_through(pipe: Path, *, seconds: float = 60) -> str:
     end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         assert select.select([end], [], [], seconds)[0], f"nothing came through {pipe.name} within {seconds} s"
-        return os.read(end, 4096).decode()
+        said = os.read(end, 4096).decode()
+        assert said, f"whoever opened {pipe.name} ended without a word"
+        return said
     finally:
         os.close(end)
 

@@ -35,6 +35,12 @@ from tests.running import clean_environment, program, wait_until
 TIMEOUT_SECONDS = 30.0
 
 
+@pytest.fixture
+def loop_of_gateways() -> tuple[str, dict[str, Any]]:
+    """For a module's `anyio_backend`: run every test in the loop that gateways have; a host beside them shares it."""
+    return "asyncio", {"use_uvloop": True}
+
+
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def both_loops(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """For a module's `anyio_backend`: run every test in both event loops."""

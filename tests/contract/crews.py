@@ -19,8 +19,9 @@ BEGINNING = """
 import json, os
 rank, again = int(os.environ.get("RANK", "0")), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 def tell(**found):
-    with open(f"rank{rank}.{again}.json", "w") as file:
+    with open(f"new{rank}", "w") as file:
         json.dump(found, file)
+    os.rename(f"new{rank}", f"rank{rank}.{again}.json")
 """
 
 LEAST_SQUARES = (
@@ -88,4 +89,9 @@ async def started(scratch: Path, running: Coroutine[Any, Any, Any]) -> tuple[asy
     """Run a stage until its code writes its process id to the pipe `started`."""
     os.mkfifo(scratch / "started")
     task = asyncio.create_task(running)
-    return task, int(await asyncio.to_thread(said_through, scratch / "started"))
+    saying = asyncio.create_task(asyncio.to_thread(said_through, scratch / "started"))
+    await asyncio.wait([task, saying], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        saying.cancel()
+        raise AssertionError(f"the stage ended before its code ran: {task.exception()}")
+    return task, int(saying.result())

@@ -23,17 +23,25 @@ from app.serving.pool import RunnerPool
 from app.serving.terms import EncodedImage, Inference
 from tests import graphs
 from tests.contract.test_runners import one_node
-from tests.serving import asked, figures, gateway, hosting, pid, spinner, stopped, turns, until, variant_of
+from tests.serving import (
+    asked,
+    figures,
+    gateway,
+    hosting,
+    loop_of_gateways,
+    pid,
+    spinner,
+    stopped,
+    turns,
+    until,
+    variant_of,
+)
 
 pytestmark = pytest.mark.anyio
+anyio_backend = loop_of_gateways
 
 FOUR = Knobs(mode="throughput", streams=1, max_batch_size=4, max_queue_delay_ms=1000)
 Rows = dict[str, npt.NDArray[Any]]
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 def batches(status: RunnerStatus) -> dict[int, int]:

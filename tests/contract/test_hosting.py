@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from app.domain.errors import QueueFull, VariantNotReady
 from app.domain.serving import Knobs, Servable
 from app.hosting import open_more_files
 from tests.contract.test_runners import one_node
+from tests.running import program
 from tests.serving import (
     FOREVER,
     TIMEOUT_SECONDS,
@@ -240,10 +242,9 @@ def test_a_host_opens_as_many_files_as_it_is_allowed_to() -> None:
         assert soft == hard
 
 
-def python(script: str) -> "subprocess.Popen[str]":
+def python(script: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     root = Path(app.__file__).parent.parent
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True)
+    return program([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, cwd=root, text=True)
 
 
 def line_of(process: "subprocess.Popen[str]") -> str:

@@ -13,10 +13,11 @@ from app.domain.errors import AnswerTooLarge, OctetError, RunnerCrashed
 from app.serving.terms import PoolLimits
 from tests.graphs import INPUT, conv_classifier, rows
 from tests.needs import absent
-from tests.serving import Watch, pid_of, serving, variant_of
+from tests.serving import Watch, loop_of_gateways, pid_of, serving, variant_of
 from workers.confinement import missing_protections
 
 pytestmark = pytest.mark.anyio
+anyio_backend = loop_of_gateways
 
 SECRET = b"correct-horse-battery-staple-000"
 confined = pytest.mark.usefixtures("protections")
@@ -26,11 +27,6 @@ confined = pytest.mark.usefixtures("protections")
 def protections() -> None:
     if missing := missing_protections():
         absent(f"a kernel with {' and '.join(missing)}")
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 def reader_of(location: str) -> onnx.ModelProto:

@@ -23,10 +23,10 @@ from app.serving.terms import EncodedImage, EncodedImages, Pixels
 from tests.graphs import INPUT, OUTPUT, conv_classifier, rows, small
 from tests.serving import (
     Watch,
-    both_loops,
     figures_at_rest,
     gateway,
     hosting,
+    loop_of_gateways,
     open_descriptors,
     pid,
     pid_of,
@@ -39,7 +39,7 @@ from workers.openvino_engine import has_bfloat16
 pytestmark = pytest.mark.anyio
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-anyio_backend = both_loops
+anyio_backend = loop_of_gateways
 
 
 def one_node(

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from app.domain.errors import JobFailure, OutOfDisk, OutOfMemory, OutOfTime, Sta
 from app.domain.recipes import PtqStatic
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests import graphs
-from tests.contract import hostile
+from tests.contract import crews, hostile
 from tests.needs import absent
 from tests.running import program, said_through
 from workers.confinement import missing_protections
@@ -183,7 +183,7 @@ def test_a_stage_that_crashes_names_the_signal(scratch: Path) -> None:
 
 def test_a_stage_that_is_killed_names_the_signal(scratch: Path) -> None:
     async def kill() -> None:
-        task, child = await _started(scratch, _attack(scratch, ENDLESS))
+        task, child = await crews.started(scratch, _attack(scratch, ENDLESS))
         os.kill(child, signal.SIGKILL)
         await task
 
@@ -193,7 +193,7 @@ def test_a_stage_that_is_killed_names_the_signal(scratch: Path) -> None:
 
 def test_a_cancelled_stage_leaves_no_process(scratch: Path) -> None:
     async def cancel() -> int:
-        task, child = await _started(scratch, _attack(scratch, ENDLESS))
+        task, child = await crews.started(scratch, _attack(scratch, ENDLESS))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -379,10 +379,3 @@ _SIGNATURE = Signature(
 
 async def _run(stage: str, spec: object, scratch: Path) -> Any:
     return await run_stage(stage, spec, scratch=scratch, limits=LIMITS, on_progress=_ignore, on_log=_ignore)
-
-
-async def _started(scratch: Path, attack: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], int]:
-    """Start an attack and wait until its code runs; it says its process id through a named pipe."""
-    os.mkfifo(scratch / "started")
-    task = asyncio.create_task(attack)
-    return task, int(await asyncio.to_thread(said_through, scratch / "started"))

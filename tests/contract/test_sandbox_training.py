@@ -159,9 +159,10 @@ def test_a_failure_that_one_process_reports_ends_them_all_at_once(tmp_path: Path
     fails = """
 tell()
 if rank == 1:
+    import time
     from app.domain.errors import DatasetUnfit
     while not os.path.exists("rank0.0.json"):
-        pass
+        time.sleep(0.01)
     raise DatasetUnfit("Row 3 has no label: send another.")
 while True:
     pass
@@ -346,7 +347,7 @@ def _status(pid: int) -> str:
 
 CONFINED = """
 import pathlib, socket, subprocess, sys
-from workers.confinement import confine_launcher, missing_protections
+from workers.confinement import confine_launcher
 confine_launcher(pathlib.Path(sys.argv[1]))
 subprocess.run([sys.executable, "-c", ""], check=True)
 tried = {"write": lambda: open(sys.argv[2], "w"), "read": lambda: open("/etc/passwd"),
