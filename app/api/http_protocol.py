@@ -4,6 +4,7 @@ that the kernel writes where they are wanted, refusals that overtake no answer, 
 
 import asyncio
 import secrets
+import threading
 from asyncio import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,9 +33,6 @@ EXCHANGE = "octet.exchange"
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 4 * 2**20
 _READ_BYTES = 64 * 1024
 _HEAD_BYTES = 16 * 1024
-_scratch = memoryview(bytearray(_READ_BYTES))  # of all connections: what is read there is copied before the next read
-_head = _scratch[:_HEAD_BYTES]  # for what begins a request: what comes of a long body here must be copied again
-
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -67,6 +65,21 @@ _TOO_LATE = _Refusal(
     status=HTTPStatus.REQUEST_TIMEOUT,
     detail=f"The request's headers did not come within {MOST_HEADER_SECONDS:g} s, the limit: send them at once.",
 )
+
+
+class _Scratch(threading.local):
+    """Memory that all connections of one event loop read into: what is there is copied before the next read.
+
+    Attributes:
+        head: for what begins a request: what comes of a long body here must be copied again.
+    """
+
+    def __init__(self) -> None:
+        self.whole = memoryview(bytearray(_READ_BYTES))
+        self.head = self.whole[:_HEAD_BYTES]
+
+
+_scratch = _Scratch()
 
 
 class HeadersTooLarge(Exception):
@@ -124,7 +137,7 @@ class Exchange:
     def place(self) -> memoryview:
         """Return where the next piece of the body goes."""
         if self._memory is None:
-            return _scratch[: self.left_bytes]
+            return _scratch.whole[: self.left_bytes]
         return self._memory[self.came_bytes :]
 
     def take(self, size_bytes: int) -> None:
@@ -381,14 +394,14 @@ class BoundedHttpProtocol(asyncio.BufferedProtocol):
         self._past_parser = place is not None
         if place is not None:
             return place
-        return _scratch if self._parsing.amid_body else _head
+        return _scratch.whole if self._parsing.amid_body else _scratch.head
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the kernel wrote."""
         if self._past_parser:
             self._parsing.took(nbytes)
         else:
-            self._parsing.data_received(bytes(_scratch[:nbytes]))
+            self._parsing.data_received(bytes(_scratch.whole[:nbytes]))
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:
